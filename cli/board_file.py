@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from scoreboard.errors import Invalid, OperatorMistake
 from scoreboard.ledger.load_tests import refuse_load_test_name
 from scoreboard.model import (
+    BOARD_FORM,
     NO_LIMITS,
     SCORE_MAX,
     Board,
@@ -31,6 +32,7 @@ from scoreboard.model import (
     is_board_name,
 )
 from scoreboard.recovery.board_changes import make_rules
+from scoreboard.violations import describe_violation
 
 FILE_BYTES_MAX: Final = 4_000_000
 """Ten thousand boards with all keys need about half of it."""
@@ -155,11 +157,11 @@ def _read_tables(path: Path) -> dict[str, _Table]:
 
 def _parse(name: str, table: object) -> _Table:
     if not is_board_name(name):
-        raise Invalid(f"Board {name}: a board name has 1 to 32 characters of a-z 0-9 _ . -")
+        raise Invalid(f"Board {name}: a board name has {BOARD_FORM}")
     try:
         return msgspec.convert(table, _Table)
     except msgspec.ValidationError as error:
-        raise Invalid(f"Board {name}: {error}") from None
+        raise Invalid(f"Board {name}: {describe_violation(error, _Table)}") from None
 
 
 def _board(name: str, table: _Table, limits: Limits = NO_LIMITS) -> Board:

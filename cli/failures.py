@@ -134,7 +134,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
 def _explain_scoreboard_error(error: ScoreboardError) -> tuple[str, int]:
     cause = driver_error(error) if isinstance(error, Unavailable) else None
     if cause is None:
-        details = [error.title, *([error.detail] if error.detail != error.title else [])]
+        detail = detail_of(error)
+        details = [error.title, *([detail] if detail != error.title else [])]
         return ": ".join(details), exit_code_of(error)
     row = next((row for row in DRIVERS if isinstance(cause, row[0])), None)
     title, code = row[1:] if row else (error.title, exit_code_of(error))
@@ -145,6 +146,12 @@ def _explain_scoreboard_error(error: ScoreboardError) -> tuple[str, int]:
         return f"{title}: {error.detail}", code
     detail = f" {error.detail}:" if error.detail not in {error.title, ""} else ""
     return f"{title}:{detail} {words}", code
+
+
+def detail_of(error: ScoreboardError) -> str:
+    """Return the detail of an error, with what to do at the command line."""
+    hint = error.hint if isinstance(error, ClientError) else ""
+    return f"{error.detail}; {hint}" if hint else error.detail
 
 
 def exit_code_of(error: ScoreboardError) -> int:

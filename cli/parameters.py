@@ -8,9 +8,15 @@ from typing import Any, Final
 
 import click
 
-from cli.text import ID_RULE
 from scoreboard.errors import Invalid
-from scoreboard.model import SCOPE_PATTERN, SCORE_MAX, is_board_name, is_identifier
+from scoreboard.model import (
+    BOARD_FORM,
+    ID_FORM,
+    SCOPE_PATTERN,
+    SCORE_MAX,
+    is_board_name,
+    is_identifier,
+)
 
 PORT: Final = click.IntRange(0, 65_535)
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
@@ -145,7 +151,7 @@ class BoardName(click.ParamType):
         Raises click.BadParameter.
         """
         if not is_board_name(value):
-            self.fail("a board name has 1 to 32 characters of a-z 0-9 _ . -", param, ctx)
+            self.fail(f"a board name has {BOARD_FORM}", param, ctx)
         return value
 
 
@@ -195,7 +201,7 @@ class Identifier(click.ParamType):
         """
         del param, ctx
         if not is_identifier(value):
-            raise Invalid(f"the {self.name} id must have {ID_RULE}")
+            raise Invalid(f"the {self.name} id must have {ID_FORM}")
         return value
 
 

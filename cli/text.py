@@ -11,9 +11,6 @@ import re
 import unicodedata
 from typing import Final
 
-ID_RULE: Final = "1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"
-"""The form of user and action ids, which `scoreboard.model.is_identifier` checks."""
-
 _BIDI: Final = "\u202a-\u202e\u2066-\u2069"
 _NONCHARACTERS: Final = "\ufdd0-\ufdef" + "".join(
     chr(plane * 0x10000 + last) for plane in range(17) for last in (0xFFFE, 0xFFFF)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from cli.output import print_message
-from cli.text import ID_RULE, escape_unsafe, find_unsafe
+from cli.text import escape_unsafe, find_unsafe
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import Profile
-from scoreboard.model import is_identifier
+from scoreboard.model import ID_FORM, is_identifier
 from scoreboard.recovery.reseed import ReportProgress
 
 COLUMNS: Final = ("userId", "name", "email")
@@ -191,7 +191,7 @@ def _problem_of(row: Row) -> str | None:
     if not row:
         return "the number of fields differs from the header"
     if not is_identifier(row["userId"]):
-        return f"the userId must have {ID_RULE}"
+        return f"the userId must have {ID_FORM}"
     return check_name(row.get("name")) or check_email(row.get("email"))
 
 

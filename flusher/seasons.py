@@ -63,6 +63,8 @@ class Seasons:
         self._boards: dict[str, Board] = {}
         """Those with seasons."""
         self._listed_at_s = float("-inf")
+        self._may_freeze = True
+        """Whether a season may be over: also without boards, once after one was deleted."""
         self._failures: dict[str, str] = {}
 
     async def run(self, stop: StopEvent) -> None:
@@ -92,7 +94,9 @@ class Seasons:
     async def _read_list(self) -> None:
         """Learn which boards have seasons, and when those of their partitions end."""
         found = await self._store.list_boards()
+        before = self._boards.keys()
         self._boards = {name: board for name, board in found.items() if board.layout.rules.season}
+        self._may_freeze |= bool(self._boards) or bool(before - self._boards.keys())
         partitions = [
             Partition(board.name, number)
             for board in self._boards.values()
@@ -133,9 +137,12 @@ class Seasons:
         try:
             while not stop.is_set:
                 try:
-                    if self._boards:
+                    if self._may_freeze:
                         connection = await self._connected(connection)
-                        await self._freeze(connection)
+                        self._may_freeze = await self._freeze(connection) or bool(self._boards)
+                    elif connection is not None:
+                        await connection.close()
+                        connection = None
                 except ScoreboardError as error:
                     if connection is not None:
                         await connection.close()
@@ -155,7 +162,10 @@ class Seasons:
             await connection.close()
         return await connect(self._settings, name="flusher-seasons", **SESSION)  # pyright: ignore[reportArgumentType]
 
-    async def _freeze(self, connection: Connection) -> None:
-        for board, season in await select_seasons_to_freeze(connection, limit=FREEZE_MAX):
+    async def _freeze(self, connection: Connection) -> bool:
+        """Freeze what is over; return whether there may be more."""
+        found = await select_seasons_to_freeze(connection, limit=FREEZE_MAX)
+        for board, season in found:
             if await freeze_season(connection, board, season):
                 _log.info("season_frozen", board=board, season=season)
+        return bool(found)

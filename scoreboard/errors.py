@@ -15,7 +15,8 @@ ScoreboardError
 │   │   ├── UnknownUser         the user has no score on the board
 │   │   ├── UnknownBoard
 │   │   └── UnknownSeason       the board has no such season
-│   ├── ActionConflict        the action was applied before with other points
+│   ├── ActionConflict        the action was sent before with other points
+│   ├── ActConflict           the id of an act is that of another one
 │   ├── BoardArchived         the board accepts no more actions
 │   ├── SeasonClosed          the season that the request states is not the current one
 │   ├── BodyTooLarge
@@ -81,6 +82,11 @@ class ScoreboardError(Exception):
 
 class ClientError(ScoreboardError):
     """A fault of the caller; repeating the same request gives the same result."""
+
+    def __init__(self, detail: str = "", *, hint: str = "") -> None:
+        """``hint`` is what to do at a command line; responses to requests do not contain it."""
+        super().__init__(detail)
+        self.hint = hint
 
 
 class Malformed(ClientError):
@@ -165,7 +171,12 @@ class UnknownSeason(NotFound):
 
 class ActionConflict(ClientError):
     code = "action-conflict"
-    title = "The action was applied before with other points"
+    title = "The action was sent before with other points"
+
+
+class ActConflict(ClientError):
+    code = "act-conflict"
+    title = "The id is that of another act"
 
 
 class BoardArchived(ClientError):

@@ -68,8 +68,19 @@ ACT_KIND: Final = "act"
 
 STREAM_ID_PATTERN: Final = rf"^[0-9]{{1,20}}-[0-9]{{1,20}}{END}"
 ID_PATTERN: Final = rf"^[A-Za-z0-9._|:@-]{{1,128}}{END}"
-BOARD_PATTERN: Final = rf"^[a-z0-9_.-]{{1,32}}{END}"
+BOARD_PATTERN: Final = rf"^(?!\.\.?$)[a-z0-9_.-]{{1,32}}{END}"
+"""The names `.` and `..` are not allowed: clients and proxies drop such parts of a path."""
+
 SEASON_PATTERN: Final = rf"^[0-9A-Z-]{{1,32}}{END}"
+
+ID_FORM: Final = "1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"
+BOARD_FORM: Final = "1 to 32 characters of a-z 0-9 _ . -, other than . and .."
+FORMS: Final = {
+    ID_PATTERN: ID_FORM,
+    BOARD_PATTERN: BOARD_FORM,
+    SEASON_PATTERN: "1 to 32 characters of 0-9 A-Z -",
+}
+"""What an error says of a text that does not match a pattern."""
 
 UserId = Annotated[
     str,
@@ -142,6 +153,15 @@ def is_board_name(text: str) -> bool:
 def is_season_id(text: str) -> bool:
     """Return whether ``text`` has the form of a season's id."""
     return _SEASON.match(text) is not None
+
+
+def require_whole(points: float) -> None:
+    """Check that points that are a float are whole and in range: in JSON, 5.0 is a whole number.
+
+    Raises ValueError, which says what to change.
+    """
+    if not points.is_integer() or not -POINTS_MAX <= points <= SCORE_MAX:
+        raise ValueError(f"points must be an integer from {-POINTS_MAX} to {SCORE_MAX}")
 
 
 def scores_name(board: str, season: str) -> str:
@@ -326,7 +346,7 @@ def check_limits(limits: Limits, rules: Rules) -> None:
     if not 0 <= limits.per_action <= SCORE_MAX or not 0 <= limits.per_window <= SCORE_MAX:
         raise ValueError(f"points of a limit are 1 to {SCORE_MAX}")
     if bool(limits.per_window) != bool(limits.window_s):
-        raise ValueError("points per window and the length of the window need each other")
+        raise ValueError("points per window and the length of the window are set together")
     if limits.window_s and not WINDOW_MIN_S <= limits.window_s <= WINDOW_MAX_S:
         raise ValueError(f"a window has {WINDOW_MIN_S} to {WINDOW_MAX_S} seconds")
     if limits.per_window and rules.takes_values:

@@ -23,7 +23,7 @@ const TICK_MS = 1_000;
 const GRACE_MS = 1_500;
 /** Errors that another attempt would not change. */
 const FINAL = new Set(["no-such-board", "bad-name"]);
-const BOARD_NAME = /^[a-z0-9_.-]{1,32}$/;
+const BOARD_NAME = /^(?!\.\.?$)[a-z0-9_.-]{1,32}$/;
 
 const root = document.documentElement;
 /**

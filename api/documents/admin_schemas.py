@@ -6,12 +6,12 @@ from typing import Annotated, Any, Final
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
 
+from api.documents.forms import REASON_PATTERN, name_in_json
 from api.documents.schemas import BoardReply
 from scoreboard.events import BIGINT_MAX
 from scoreboard.ledger.acts import ACT_ID_PATTERN, ActKind, ActState
 from scoreboard.ledger.held import HeldState
 from scoreboard.model import (
-    END,
     SCORE_MAX,
     ActionId,
     BoardName,
@@ -21,6 +21,7 @@ from scoreboard.model import (
     Operator,
     Order,
     PointsFrom,
+    SeasonId,
     UserId,
 )
 from scoreboard.moderation.plans import (
@@ -39,7 +40,7 @@ Reason = Annotated[
     Meta(
         min_length=1,
         max_length=500,
-        pattern=rf"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*{END}",
+        pattern=REASON_PATTERN,
         description="Why; it is kept with the act.",
     ),
 ]
@@ -91,10 +92,8 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
         optional = {"board", "user_id", "delta", "action_id", "since", "until", "act", "held"}
         given = {name for name in optional if getattr(self, name) is not UNSET}
         if given != wanted:
-            raise ValueError(
-                f"an act of the kind {self.kind} needs {', '.join(sorted(map(_camel, wanted)))} "
-                "and no other field"
-            )
+            names = ", ".join(sorted(map(name_in_json, wanted)))
+            raise ValueError(f"an act of the kind {self.kind} needs {names} and no other field")
         if self.delta == 0:
             raise ValueError("delta must not be 0")
         if (
@@ -276,12 +275,22 @@ class UserBoard(Struct, frozen=True, rename="camel"):
     banned_by: Annotated[ActId | None, Meta(description="The act that bans the user here.")]
 
 
+class UserSeason(Struct, frozen=True):
+    """A user in the final standings of a season."""
+
+    board: BoardName
+    season: SeasonId
+    score: int
+    rank: Annotated[int | None, Meta(description="Null: the user was banned at the end.")]
+
+
 class UserReply(Struct, frozen=True, rename="camel"):
-    """A user and the boards on which it has a score or is banned."""
+    """A user, the boards on which it has a score or is banned, and its ended seasons."""
 
     user_id: UserId
     name: str | None
     boards: tuple[UserBoard, ...]
+    seasons: Annotated[tuple[UserSeason, ...], Meta(description="Latest first.")]
 
 
 class BoardLimits(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -296,7 +305,7 @@ class BoardLimits(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
     def __post_init__(self) -> None:
         """Check what the schema cannot express."""
         if bool(self.points_per_window) != bool(self.window_s):
-            raise ValueError("pointsPerWindow and windowS need each other")
+            raise ValueError("set pointsPerWindow and windowS together, or both to 0")
 
 
 class AdminBoard(BoardReply, frozen=True):
@@ -379,8 +388,3 @@ class StatusReply(Struct, frozen=True, rename="camel"):
     dead_letters: int
     pending_acts: int
     held: Annotated[int, Meta(description="Held actions that wait for a decision, up to 1000.")]
-
-
-def _camel(name: str) -> str:
-    first, *rest = name.split("_")
-    return first + "".join(word.title() for word in rest)

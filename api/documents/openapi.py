@@ -6,6 +6,7 @@ to docs/, so that reviews show changes; a test compares.
 
 import html
 import inspect
+import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from litestar.openapi.spec import Components, License, SecurityScheme, Tag
 from litestar.params import FromPath
 
 from api.documents import admin_schemas, schemas
+from api.documents.forms import name_in_json
 from api.documents.responses import EVERYWHERE
 from api.endpoints.admin.acts import Acts
 from api.endpoints.admin.boards import AdminBoards
@@ -31,6 +33,7 @@ from api.endpoints.rankings import Rankings
 from api.endpoints.scores import BEARER, Scores
 from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
+from scoreboard.events import BIGINT_MAX
 from scoreboard.http.problems import PROBLEM_TYPES, TYPE_PREFIX, Problem
 from scoreboard.ledger.history import PLACE_PATTERN
 from scoreboard.model import BOARD_PATTERN, END, ID_PATTERN, POINTS_MAX, SCORE_MAX, USERS_MAX
@@ -350,6 +353,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                 {"board": "main", "score": 150, "rank": 1, "bannedBy": None},
                 {"board": "laps", "score": 71, "rank": None, "bannedBy": "90b2c41f5d6e7a08"},
             ],
+            "seasons": [{"board": "league", "season": "2026-W47", "score": 320, "rank": 4}],
         },
     ),
     "readHistoryOfUser": (
@@ -492,6 +496,7 @@ def openapi() -> dict[str, Any]:
         logging_config=None,
     )
     document = _normalize(described.openapi_schema.to_schema())
+    _rename_path_parameters(document)
     _add_headers_and_examples(document)
     _describe_parameters(document)
     _share_responses(document)
@@ -505,7 +510,7 @@ def _normalize(node: Any) -> Any:  # noqa: ANN401 (any part of a JSON document)
     if isinstance(node, list):
         return [_normalize(value) for value in node]
     if isinstance(node, float) and node.is_integer():
-        return int(node)
+        return min(int(node), BIGINT_MAX)  # which a float rounds up
     return _normalize_object(node) if isinstance(node, dict) else node
 
 
@@ -551,6 +556,21 @@ def _add_headers_and_examples(document: dict[str, Any]) -> None:
                 }
 
 
+def _rename_path_parameters(document: dict[str, Any]) -> None:
+    """Name path parameters as the members of JSON: the framework needs names of Python."""
+    paths = {_name_in_path(path): item for path, item in document["paths"].items()}
+    document["paths"] = paths
+    for item in paths.values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path":
+                    parameter["name"] = name_in_json(parameter["name"])
+
+
+def _name_in_path(path: str) -> str:
+    return re.sub(r"\{\w+\}", lambda found: name_in_json(found[0]), path)
+
+
 def _describe_parameters(document: dict[str, Any]) -> None:
     """Describe parameters that handlers parse themselves, and optional ones."""
     for item in document["paths"].values():
@@ -562,9 +582,10 @@ def _describe_parameters(document: dict[str, Any]) -> None:
                         parameter["schema"] = {**only, **rest}
                     case _:
                         pass
-                if parameter["name"] == "board":
+                if parameter["name"] in {"board", "name"}:
                     parameter["schema"].setdefault("pattern", BOARD_PATTERN)
-    for parameter in document["paths"][f"{STANDING_PATH}/history"]["get"]["parameters"]:
+    history = document["paths"][_name_in_path(f"{STANDING_PATH}/history")]
+    for parameter in history["get"]["parameters"]:
         if parameter["name"] == "before":
             parameter["schema"]["pattern"] = PLACE_PATTERN
     for parameter in document["paths"][STANDINGS_PATH]["get"]["parameters"]:

@@ -7,6 +7,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 
 from scoreboard.errors import (
+    ActConflict,
+    ActionConflict,
     BoardArchived,
     Busy,
     Fenced,
@@ -29,13 +31,13 @@ EVERYWHERE: Final = (405, 414, 417, 431, 500, 505)
 
 UPDATE_ONLY: Final = frozenset(
     {
-        *(UnknownKind, ScoreOutOfRange, ProofRequired, ProofInvalid),
+        *(ActionConflict, UnknownKind, ScoreOutOfRange, ProofRequired, ProofInvalid),
         *(Fenced, Busy, OutcomeUnknown, BoardArchived, SeasonClosed, SeasonEnded),
     }
 )
 """Problems that only an update can have."""
 
-ADMIN_ONLY: Final = frozenset({OperatorMistake})
+ADMIN_ONLY: Final = frozenset({ActConflict, OperatorMistake})
 """Problems that only the request of an administrator can have."""
 
 ACTION_ONLY: Final = frozenset(

@@ -11,8 +11,6 @@ from scoreboard.model import (
     ACT_KIND,
     BOARDS_MAX,
     BULK_MAX,
-    POINTS_MAX,
-    SCORE_MAX,
     USERS_MAX,
     ActionId,
     BoardName,
@@ -26,6 +24,7 @@ from scoreboard.model import (
     StatedPoints,
     UserId,
     kind_of,
+    require_whole,
 )
 
 BoardNames = Annotated[tuple[BoardName, ...], Meta(min_length=1, max_length=BOARDS_MAX)]
@@ -66,17 +65,14 @@ class UpdateRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         """Check what the schema cannot express.
 
-        In JSON, 5.0 is a whole number. What a board takes is checked when its rules are known
-        (api.endpoints.points).
+        What a board takes is checked when its rules are known (api.endpoints.points).
         """
         if kind_of(self.action_id) == ACT_KIND:
             raise ValueError(
                 f"actionId must not begin with {ACT_KIND}: as acts of administrators do"
             )
-        if isinstance(self.points, float) and (
-            not self.points.is_integer() or not -POINTS_MAX <= self.points <= SCORE_MAX
-        ):
-            raise ValueError(f"points must be an integer from {-POINTS_MAX} to {SCORE_MAX}")
+        if isinstance(self.points, float):
+            require_whole(self.points)
         if self.boards is not UNSET and len(set(self.boards)) < len(self.boards):
             raise ValueError("boards must be distinct")
 
@@ -429,5 +425,4 @@ class PageConfig(Struct, frozen=True):
     """Configuration of the live page."""
 
     ws: Annotated[str, Meta(description="WebSocket URL of the streamer; empty: same host.")]
-    boards: tuple[str, ...]
     oauth: SignInConfig | None = None

@@ -1,6 +1,5 @@
 """Turns exceptions of handlers and of the framework into problem documents."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from litestar import Request, Response
@@ -41,7 +40,7 @@ def as_scoreboard_error(error: Exception) -> ScoreboardError:
             allow = (error.headers or {}).get("allow", "")
             known = MethodNotAllowed(f"Use {allow or 'another method'}", allow=allow)
         case ValidationException():
-            known = Invalid(_validation_detail(error))
+            known = Invalid()  # the guards check all that a request can get wrong
         case SerializationException():
             known = Malformed("The body is not valid JSON")
         case HTTPException(status_code=413):
@@ -53,14 +52,6 @@ def as_scoreboard_error(error: Exception) -> ScoreboardError:
         case _:
             pass
     return known
-
-
-def _validation_detail(error: ValidationException) -> str:
-    extra: Any = error.extra
-    if not isinstance(extra, list):
-        return "A value violates a constraint"
-    entries: Sequence[Mapping[str, Any]] = extra
-    return "; ".join(f"{entry.get('key', 'request')}: {entry.get('message')}" for entry in entries)
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -13,9 +13,10 @@ from api.documents.responses import UPDATE_ONLY, problems
 from api.documents.schemas import BoardReply, BoardsReply
 from api.endpoints.board_pages import PAGE_MAX, describe_board
 from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY
-from api.endpoints.scores import BEARER, AnyConnection, AnyRequest, get_services, read_parameters
+from api.endpoints.parameters import read_parameters
+from api.endpoints.scores import BEARER, AnyConnection, AnyRequest, get_services
 from scoreboard.errors import ForeignOrigin, UnknownUser
-from scoreboard.model import BOARD_PATTERN, Board
+from scoreboard.model import Board
 from scoreboard.security.access import can_read
 from scoreboard.security.tokens import READ
 
@@ -97,7 +98,7 @@ class BoardInformation(Controller):
         self,
         request: AnyRequest,
         name: Annotated[  # noqa: ARG002 (the guard has found it)
-            str, PathParameter(pattern=BOARD_PATTERN, description="The board.")
+            str, PathParameter(description="The board.")
         ],
     ) -> Response[BoardReply]:
         """Read the rules of a board."""

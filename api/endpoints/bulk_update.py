@@ -10,10 +10,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from api.documents.schemas import UpdateItem
+from api.edge.bodies import body_decoder
 from api.endpoints.fast_update import check_media_type
 from api.endpoints.update_replies import HEADERS, audited, encode_results
 from api.endpoints.updates import UpdateService
-from scoreboard.errors import Invalid, Malformed, ScoreboardError
+from scoreboard.errors import Invalid, ScoreboardError
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import HttpResponse
@@ -30,8 +31,9 @@ class _Bulk(Struct, frozen=True, forbid_unknown_fields=True):
     updates: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=BULK_MAX)]
 
 
-_decode: Final = msgspec.json.Decoder(_Bulk).decode
-_decode_item: Final = msgspec.json.Decoder(UpdateItem).decode
+_EXAMPLE: Final = '{"updates": [{…}, …]}'
+_decode: Final = body_decoder(_Bulk, _EXAMPLE)
+_decode_item: Final = body_decoder(UpdateItem, _EXAMPLE)
 
 
 class BulkUpdate:
@@ -71,16 +73,11 @@ def parse_bulk(body: bytes) -> list[UpdateItem | ScoreboardError]:
 
     Raises Malformed for invalid JSON, Invalid if it is not a list of 1 to 100 actions.
     """
-    try:
-        return [_parse_item(item) for item in _decode(body).updates]
-    except msgspec.ValidationError as error:
-        raise Invalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Malformed('The body is not JSON; send {"updates": [{…}, …]}') from None
+    return [_parse_item(item) for item in _decode(body).updates]
 
 
 def _parse_item(item: msgspec.Raw) -> UpdateItem | ScoreboardError:
     try:
-        return _decode_item(item)
-    except msgspec.ValidationError as error:
-        return Invalid(str(error))
+        return _decode_item(bytes(item))
+    except Invalid as error:
+        return error

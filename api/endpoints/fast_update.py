@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from api.documents.schemas import UpdateRequest
+from api.edge.bodies import body_decoder
 from api.edge.rate_limit import Quota
 from api.endpoints.update_replies import (
     HEADERS,
@@ -19,7 +20,7 @@ from api.endpoints.update_replies import (
     respond_to_boards,
 )
 from api.endpoints.updates import Outcome, UpdateService
-from scoreboard.errors import Invalid, Malformed, UnsupportedMedia
+from scoreboard.errors import UnsupportedMedia
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import HttpResponse
@@ -30,7 +31,9 @@ PATH: Final = "/api/scores/update"
 PARAMETERS: Final = frozenset({"board"})
 """Query parameters of an update."""
 
-_decode: Final = msgspec.json.Decoder(UpdateRequest).decode
+parse_update: Final = body_decoder(UpdateRequest, '{"userId": "…", "actionId": "…"}')
+"""Parse an update. Raises Malformed, Invalid."""
+
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -90,20 +93,3 @@ def check_media_type(content_type: bytes | None) -> None:
         return
     if content_type is None or content_type.split(b";")[0].strip().lower() != JSON:
         raise UnsupportedMedia("Send the header Content-Type: application/json")
-
-
-def parse_update(body: bytes) -> UpdateRequest:
-    """Parse an update.
-
-    Raises Malformed for invalid JSON, Invalid for a value that violates the schema.
-    """
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as error:
-        raise Invalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Malformed(
-            'The body is not JSON; send {"userId": "…", "actionId": "…"}'
-            if body
-            else 'The body is empty; send {"userId": "…", "actionId": "…"}'
-        ) from None

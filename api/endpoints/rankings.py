@@ -20,6 +20,7 @@ from api.documents.schemas import (
     StandingsReply,
 )
 from api.endpoints.fast_reads import PRIVATE, VARY, parse_user_ids
+from api.endpoints.parameters import read_parameters
 from api.endpoints.scores import (
     BEARER,
     AnyRequest,
@@ -27,7 +28,6 @@ from api.endpoints.scores import (
     UserPath,
     board_of,
     get_services,
-    read_parameters,
     require_read_access,
     respond_page,
 )
@@ -43,7 +43,7 @@ _STANDINGS: Final = (
     "line is at most 4,096 bytes long by default; ask for long lists in several requests."
 )
 _OWN: Final = (
-    "Returns the standing of the caller, `sub` of the token, as `/api/scores/users/{user_id}` "
+    "Returns the standing of the caller, `sub` of the token, as `/api/scores/users/{userId}` "
     "does. It needs a token also on a public board."
 )
 _RANK: Final = (
@@ -60,7 +60,7 @@ _HISTORY: Final = (
     "Returns the counted actions of a user, latest first, from PostgreSQL, which has an action "
     "about 0.1 s after it was applied. Players may read their own history; that of others needs "
     "`update:score:any` as well. `before` is `next` of the page before. A user without counted "
-    "actions has an empty history."
+    "actions has an empty history; one who is banned still has its own."
 )
 _READ: Final = (400, 401, 403, 404, 422, 429, 503)
 

@@ -6,11 +6,8 @@ api.endpoints.fast_update and api.endpoints.fast_reads serve usual requests in t
 api.endpoints.event_streams serve.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Final, cast
-from urllib.parse import urlencode
 
 from litestar import Controller, Request, Response, get, post
 from litestar.connection import ASGIConnection
@@ -29,14 +26,14 @@ from api.documents.schemas import (
 )
 from api.endpoints.board_pages import BoardPages
 from api.endpoints.board_reader import BoardReader, Page, etag_matches
-from api.endpoints.fast_reads import IDS, PRIVATE, PUBLIC, VARY, FastReads
-from api.endpoints.fast_update import answer_boards, check_media_type
+from api.endpoints.fast_reads import PRIVATE, PUBLIC, VARY, FastReads
+from api.endpoints.fast_update import answer_boards, check_media_type, parse_update
 from api.endpoints.history import HistoryReader
+from api.endpoints.parameters import read_parameters
 from api.endpoints.seasons import SeasonReader
 from api.endpoints.update_replies import make_reply
 from api.endpoints.updates import Outcome, UpdateService
-from scoreboard.errors import ForeignOrigin, Invalid, MethodNotAllowed, UnknownUser
-from scoreboard.http.query import parse_query
+from scoreboard.errors import ForeignOrigin, MethodNotAllowed, UnknownUser
 from scoreboard.model import (
     AROUND_MAX,
     ID_PATTERN,
@@ -48,6 +45,9 @@ from scoreboard.security.access import require_updater
 from scoreboard.security.tokens import READ, UPDATE, UPDATE_ANY, Caller, Verifier
 
 AnyRequest = Request[Any, Any, Any]
+BODY: Final = "body"
+"""The key of a request's state under which a guard keeps the decoded body."""
+
 AnyConnection = ASGIConnection[Any, Any, Any, Any]
 
 Board = Annotated[
@@ -79,7 +79,7 @@ _UPDATE: Final = (
     "set `points`, unless the rules of the board ask every caller for them, and update other "
     "users. The catalogue can require a scope or the `proof` of a game server for a kind. On a "
     "board with seasons an action counts in the current one; with `season` only if that is the "
-    "current one.\n\n"
+    "current one. An update with `season` names one board.\n\n"
     "With `boards`, up to 8 boards count the action, each once. A request that one of them refuses "
     "beforehand (no such board, a kind that earns no points) reaches none of them. If some boards "
     "fail later, the response is a problem, with `scores` of the boards that have counted the "
@@ -104,7 +104,7 @@ _SEASONS: Final = (
     "The standings of a season are final about a second after its end; `winners` are the first "
     "three. `next` is `before` of the next page. A board without seasons has an empty list. The "
     "standings themselves are those of `/api/scores/leaderboard` and "
-    "`/api/scores/users/{user_id}` with `season`."
+    "`/api/scores/users/{userId}` with `season`."
 )
 _STANDING: Final = (
     "Returns rank, score and, with `around`, that many neighbours on each side (near the start or "
@@ -138,39 +138,6 @@ def get_services(connection: AnyConnection) -> Services:
     return cast("Services", connection.app.state["services"])
 
 
-async def read_parameters(connection: AnyConnection, handler: BaseRouteHandler) -> None:
-    """Parse the query strictly (a guard): known parameters, each at most once except for lists.
-
-    The framework then gets it in an unambiguous form.
-    """
-    known = _parameters_of(handler)
-    values = parse_query(
-        connection.scope["query_string"], known, joined=IDS if IDS in known else None
-    )
-    missing = [name for name in sorted(_required_by(handler)) if name not in values]
-    if missing:
-        raise Invalid(f"The parameter {missing[0]} is missing")
-    connection.state["board_name"] = values.get("board")
-    connection.scope["query_string"] = urlencode(values).encode()
-
-
-@cache
-def _parameters_of(handler: BaseRouteHandler) -> frozenset[str]:
-    return frozenset(name for name, _ in _fields_of(handler))
-
-
-@cache
-def _required_by(handler: BaseRouteHandler) -> frozenset[str]:
-    return frozenset(name for name, is_required in _fields_of(handler) if is_required)
-
-
-def _fields_of(handler: BaseRouteHandler) -> Iterator[tuple[str, bool]]:
-    """Yield the names of the query's parameters, and whether each is required."""
-    for name, field in handler.parsed_fn_signature.parameters.items():
-        if isinstance(field.kwarg_definition, QueryParameter):
-            yield field.kwarg_definition.name or name, field.is_required
-
-
 async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
     """Authenticate an update before its body is parsed (a guard)."""
     headers = dict(connection.scope["headers"])
@@ -180,6 +147,7 @@ async def require_update_access(connection: AnyConnection, _: BaseRouteHandler) 
     connection.state["update"] = None  # not parsed yet
     connection.state["trusted"] = require_updater(caller)
     check_media_type(headers.get(b"content-type"))
+    connection.state[BODY] = parse_update(await cast("AnyRequest", connection).body())
 
 
 async def require_read_access(connection: AnyConnection, _: BaseRouteHandler) -> None:
@@ -190,9 +158,18 @@ async def require_read_access(connection: AnyConnection, _: BaseRouteHandler) ->
     )
 
 
+class DecodedRequest(Request[Any, Any, Any]):
+    """A request whose body a guard has decoded: the framework's decoder converts values."""
+
+    async def json(self) -> object:
+        """Return the decoded body."""
+        return self.state[BODY]
+
+
 class Scores(Controller):
     """Scores and rankings."""
 
+    request_class = DecodedRequest
     path = "/api/scores"
     tags = ("scores",)
     guards = (read_parameters,)

@@ -20,19 +20,17 @@ from api.documents.schemas import (
 )
 from api.endpoints.board_reader import BoardReader, Page, encode_page, percentile_of, unnamed
 from api.endpoints.bounded_reads import BoundedReads
-from scoreboard.errors import (
-    SeasonEnded,
-    UnknownSeason,
-    UnknownUser,
-)
+from scoreboard.errors import Invalid, SeasonEnded, UnknownSeason, UnknownUser
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.seasons import (
     FrozenSeason,
+    require_season_of,
     select_season,
     select_season_standing,
     select_season_standings,
     select_seasons,
 )
+from scoreboard.ledger.seasons import SeasonSummary as SeasonRow
 from scoreboard.model import Row
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -104,12 +102,20 @@ class SeasonReader:
     async def seasons(self, board: str, *, limit: int, before: str | None) -> Page:
         """Read and encode a page of the seasons of a board, latest first.
 
-        Raises Overloaded, DatabaseUnavailable.
+        Raises Invalid if ``before`` is no season of the board, Overloaded, DatabaseUnavailable.
         """
-        # A row more than asked for tells whether there is another page.
-        found = await self._final.run(
-            lambda connection: select_seasons(connection, board, limit=limit + 1, before=before)
-        )
+
+        async def read(connection: Connection) -> list[SeasonRow]:
+            # A row more than asked for tells whether there is another page.
+            found = await select_seasons(connection, board, limit=limit + 1, before=before)
+            if before is not None and not found:
+                await require_season_of(connection, board, before)
+            return found
+
+        try:
+            found = await self._final.run(read)
+        except UnknownSeason:
+            raise Invalid("before: use `next` of the page before it") from None
         seasons = tuple(
             SeasonSummary(
                 one.id,

@@ -123,7 +123,7 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
 
     @get("/config.json", include_in_schema=False, sync_to_thread=False)
     def config() -> Response[PageConfig]:
-        known = PageConfig(settings.ws_public_url, settings.boards, sign_in_config(settings))
+        known = PageConfig(settings.ws_public_url, sign_in_config(settings))
         return Response(known, headers=SECURITY_HEADERS)
 
     return [page, config] if files else [config]

@@ -182,8 +182,13 @@ class UpdateService:
     async def _plan(
         self, request: UpdateRequest, admitted: Admitted, request_id: str
     ) -> list[_Planned]:
-        """Return the action of a request for each of its boards."""
+        """Return the action of a request for each of its boards.
+
+        Raises Invalid for a season with several boards: one could end it before the others count.
+        """
         names = admitted.boards or (None,)
+        if request.season is not UNSET and len(names) > 1:
+            raise Invalid("season: state it for one board at a time, each has seasons of its own")
         boards = [self._directory.known(name) or await self._directory.find(name) for name in names]
         return [
             _Planned(found.name, self._admission.action_on(found, request, admitted, request_id))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 from msgspec import Struct
 
+from cli.failures import detail_of
 from cli.output import confirm, print_json, print_message, print_table, progress
 from cli.parameters import ACTION_ID, USER_ID
 from cli.target import (
@@ -244,9 +245,9 @@ async def _resolve(
             try:
                 done.append(await resolve(connection, board, entry_id))
             except NotFound as error:
-                done.append(Resolved(id=entry_id, outcome="unknown", detail=error.detail))
+                done.append(Resolved(id=entry_id, outcome="unknown", detail=detail_of(error)))
             except ClientError as error:
-                done.append(Resolved(id=entry_id, outcome="refused", detail=error.detail))
+                done.append(Resolved(id=entry_id, outcome="refused", detail=detail_of(error)))
             report("entries", len(done), len(ids or ()))
     return done
 

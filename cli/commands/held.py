@@ -9,6 +9,7 @@ from typing import Any, Final, get_args
 import click
 from msgspec import Struct
 
+from cli.failures import detail_of
 from cli.moderation import Session, act_options, open_session
 from cli.output import confirm, print_json, print_message, print_table
 from cli.parameters import BOARD, MOMENT, USER_ID
@@ -238,9 +239,9 @@ async def _decide(
             try:
                 done.append(await decide(session, held_id))
             except ClientError as error:
-                done.append(Result(id=held_id, outcome="refused", detail=error.detail))
+                done.append(Result(id=held_id, outcome="refused", detail=detail_of(error)))
             except ScoreboardError as error:
-                done.append(Result(id=held_id, outcome="unknown", detail=error.detail))
+                done.append(Result(id=held_id, outcome="unknown", detail=detail_of(error)))
                 raise
 
 

@@ -13,6 +13,7 @@ from scoreboard.errors import OperatorMistake, UnknownSeason
 from scoreboard.ledger.exports import require_board
 from scoreboard.ledger.seasons import (
     SeasonSummary,
+    require_season_of,
     select_season,
     select_season_standings,
     select_seasons,
@@ -70,7 +71,10 @@ async def _list(
 ) -> list[SeasonSummary]:
     async with open_database(settings) as connection:
         await require_board(connection, name)
-        return await select_seasons(connection, name, limit=limit, before=before)
+        found = await select_seasons(connection, name, limit=limit, before=before)
+        if before is not None and not found:
+            await require_season_of(connection, name, before)
+        return found
 
 
 @season.command()
@@ -94,6 +98,12 @@ def top(
         print_json([msgspec.to_builtins(row) for row in rows])
         return
     print_table(("rank", "user", "score"), [(row.rank, row.user_id, row.score) for row in rows])
+    if not rows:
+        print_message(f"Season {season_id} of board {name} has {_beyond(offset)}")
+
+
+def _beyond(offset: int) -> str:
+    return f"no users after the first {offset}" if offset else "no users"
 
 
 async def _top(
@@ -104,12 +114,16 @@ async def _top(
         found = (
             await select_season(connection, name, season_id) if is_season_id(season_id) else None
         )
+        if found is None and not await select_seasons(connection, name, limit=1):
+            raise UnknownSeason(f"Board {name} has no seasons")
         if found is None:
-            raise UnknownSeason(f"Board {name} has no season {season_id}")
+            raise UnknownSeason(
+                f"Board {name} has no season {season_id}", hint=f"see scoreboard season list {name}"
+            )
         if not found.is_frozen:
             raise OperatorMistake(
-                f"Season {season_id} of board {name} is not final; its scores are those of: "
-                f"scoreboard board top --board {name}"
+                f"Season {season_id} of board {name} is not final",
+                hint=f"its scores are those of: scoreboard board top --board {name}",
             )
         return await select_season_standings(
             connection, name, season_id, offset=offset, limit=limit

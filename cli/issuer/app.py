@@ -24,13 +24,12 @@ from cli.issuer.oauth import (
     RedirectableError,
     parse_authorization_request,
 )
-from cli.text import ID_RULE
 from scoreboard.errors import ScoreboardError
 from scoreboard.http.asgi import build_scope, call_app
 from scoreboard.http.problems import status_of
 from scoreboard.http.request import Request as Http1Request
 from scoreboard.http.response import HttpResponse
-from scoreboard.model import is_identifier
+from scoreboard.model import ID_FORM, is_identifier
 from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import LocalIssuer
@@ -154,7 +153,7 @@ class IssuerApp:
     def _sign_in(self, request: AuthorizationRequest, name: str, password: str) -> Response[str]:
         problem = ""
         if not is_identifier(name):
-            problem = f"Use {ID_RULE}."
+            problem = f"Use {ID_FORM}."
         elif request.needs_administrator and not self._grants.is_administrator(name, password):
             write_audit("authenticate", "failure", user_id=name)
             problem = "The name or the password is wrong."

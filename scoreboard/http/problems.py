@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from scoreboard.errors import (
+    ActConflict,
     ActionConflict,
     Banned,
     BoardArchived,
@@ -135,8 +136,14 @@ PROBLEM_TYPES: Final[Mapping[type[ScoreboardError], ProblemType]] = {
     MethodNotAllowed: ProblemType(405, "Use a method that the header `Allow` lists."),
     ActionConflict: ProblemType(
         409,
-        "This `actionId` was applied before with other points. Nothing was changed. Use a new id "
-        "for a new action; a repeated request must state the same points.",
+        "This `actionId` was sent before with other points. Nothing was changed. Use a new id for "
+        "a new action; a repeated request must state the same points.",
+    ),
+    ActConflict: ProblemType(
+        409,
+        "An act of an administrator with this `id` does something else, on another board, for "
+        "another reason or by somebody else. Nothing was changed. Use a new random `id` for a new "
+        "act; a repeated request must be the same.",
     ),
     BoardArchived: ProblemType(
         409,

@@ -140,7 +140,7 @@ async def select_act(connection: Connection, act_id: str) -> Act:
     """
     found = await select_acts(connection, ActFilter(id=act_id), limit=1)
     if not found:
-        raise NotFound(f"There is no act {act_id}; see scoreboard act list")
+        raise NotFound(f"There is no act {act_id}", hint="see scoreboard act list")
     return found[0]
 
 

@@ -70,9 +70,8 @@ async def select_board(connection: Connection, name: str) -> Board:
     async with translate_errors():
         row = await (await connection.execute(_SELECT_BOARD, {"board": name})).fetchone()
     if row is None:
-        raise UnknownBoard(
-            f"Board {name} does not exist; create it with: scoreboard board create {name}"
-        )
+        hint = f"create it with: scoreboard board create {name}"
+        raise UnknownBoard(f"Board {name} does not exist", hint=hint)
     return _board(row)
 
 

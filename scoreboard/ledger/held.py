@@ -67,6 +67,7 @@ class HeldFilter(Struct, frozen=True, kw_only=True):
     ids: tuple[int, ...] | None = None
     board: str | None = None
     user_id: str | None = None
+    action_id: str | None = None
     limit_kind: LimitKind | None = None
     since: datetime | None = None
     state: HeldState | None = None
@@ -119,7 +120,8 @@ async def select_held_action(connection: Connection, board: str, held_id: int) -
     """
     found = await select_held(connection, HeldFilter(ids=(held_id,), board=board), limit=1)
     if not found:
-        raise NotFound(f"Board {board} has no held action {held_id}; see scoreboard held list")
+        hint = "see scoreboard held list"
+        raise NotFound(f"Board {board} has no held action {held_id}", hint=hint)
     return found[0]
 
 

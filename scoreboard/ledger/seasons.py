@@ -12,8 +12,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from scoreboard.errors import UnknownSeason
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.model import Board, Row, scores_name
+from scoreboard.model import Board, Row, is_season_id, scores_name
 from scoreboard.runtime import resources
 from scoreboard.seasons import Season
 
@@ -87,7 +88,9 @@ async def current_scores(connection: Connection, board: Board) -> str:
 
 
 async def select_seasons_to_freeze(connection: Connection, *, limit: int) -> list[tuple[str, str]]:
-    """List (board, season) that every partition has left and that are not frozen yet.
+    """List (board, season) that are over and not frozen yet.
+
+    Every partition has left them, or the board was deleted, which needs all actions committed.
 
     Raises DatabaseUnavailable.
     """
@@ -142,6 +145,15 @@ async def select_season(connection: Connection, board: str, season: str) -> Froz
     async with translate_errors():
         row = await (await connection.execute(_SELECT_SEASON, parameters)).fetchone()
     return FrozenSeason(*row) if row else None
+
+
+async def require_season_of(connection: Connection, board: str, season: str) -> None:
+    """Check that a board has a season; ``season`` may have any form.
+
+    Raises UnknownSeason, DatabaseUnavailable.
+    """
+    if not is_season_id(season) or await select_season(connection, board, season) is None:
+        raise UnknownSeason(f"Board {board} has no season {season}")
 
 
 async def select_season_standings(

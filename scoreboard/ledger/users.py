@@ -21,6 +21,7 @@ _SELECT_NAMES: Final = resources.query("select_names")
 _SELECT_USER: Final = resources.query("select_user")
 _SEARCH_USERS: Final = resources.query("search_users")
 _SELECT_USER_BOARDS: Final = resources.query("select_user_boards")
+_SELECT_USER_SEASONS: Final = resources.query("select_user_seasons")
 _ENSURE_USER: Final = resources.query("ensure_user")
 _UPDATE_USER: Final = resources.query("update_user")
 _CREATE_USER_IMPORT: Final = resources.query("create_user_import")
@@ -61,6 +62,15 @@ class UserOnBoard(Struct, frozen=True):
     banned_by: str | None
 
 
+class UserInSeason(Struct, frozen=True):
+    """A user's score in an ended season, and its final rank; None: it was banned at the end."""
+
+    board: str
+    season: str
+    score: int
+    rank: int | None
+
+
 async def search_users(
     connection: Connection, query: str, *, limit: int
 ) -> list[tuple[str, str | None]]:
@@ -87,6 +97,19 @@ async def select_user_boards(
         parameters = {"user_id": user_id, "limit": limit}
         rows = await (await connection.execute(_SELECT_USER_BOARDS, parameters)).fetchall()
     return [UserOnBoard(*row) for row in rows]
+
+
+async def select_user_seasons(
+    connection: Connection, user_id: str, *, limit: int
+) -> list[UserInSeason]:
+    """List the ended seasons in which a user has a score, latest first.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"user_id": user_id, "limit": limit}
+        rows = await (await connection.execute(_SELECT_USER_SEASONS, parameters)).fetchall()
+    return [UserInSeason(*row) for row in rows]
 
 
 async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, str]:

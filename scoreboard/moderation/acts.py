@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.errors import (
-    ActionConflict,
+    ActConflict,
     NotFound,
     OperatorMistake,
     ScoreOutOfRange,
@@ -56,7 +56,8 @@ LOCK_S: Final = 3.0
 class Done(Struct, frozen=True):
     """An act that was applied. ``score`` is the one after it, None for a ban.
 
-    ``is_committed``: PostgreSQL has it, so that it survives a loss of Redis.
+    ``is_committed``: PostgreSQL has it, so that it survives a loss of Redis. False if the moderator
+    does not wait for that.
     """
 
     act_id: str
@@ -68,13 +69,22 @@ class Moderator:
     """Performs acts on one board. ``connection`` is in autocommit; close it at the end."""
 
     def __init__(
-        self, store: Store, connection: Connection, board: Board, *, actor: str, stream_cap: int
+        self,
+        store: Store,
+        connection: Connection,
+        board: Board,
+        *,
+        actor: str,
+        stream_cap: int,
+        awaits_commit: bool = True,
     ) -> None:
+        """``awaits_commit`` false: the caller waits itself, without the operators' lock."""
         self._store = store
         self._connection = connection
         self._board = board
         self._actor = actor
         self._stream_cap = stream_cap
+        self._awaits_commit = awaits_commit
 
     async def plan(self, request: Request) -> Plan:
         """Return what a request would do.
@@ -95,7 +105,7 @@ class Moderator:
 
         Raises OperatorMistake (the plan has changed, or another operator works on the partition),
         ScoreOutOfRange (nothing was changed), RedisUnavailable and other Unavailable errors: the
-        act is recorded, complete it with ``resume``. Raises ActionConflict as ``repeat`` does.
+        act is recorded, complete it with ``resume``. Raises ActConflict as ``repeat`` does.
         """
         await self._lock(home_of(self._board, plan.user_id))
         if act_id is not None:
@@ -104,7 +114,7 @@ class Moderator:
                 return done
         await require_no_pending(self._connection, self._board, plan.user_id)
         if await self.plan(request) != plan:
-            raise OperatorMistake("The actions have changed meanwhile; run the command again")
+            raise OperatorMistake("The actions have changed meanwhile; try again")
         act = NewAct(
             id=act_id or secrets.token_hex(8),
             board=self._board.name,
@@ -123,7 +133,7 @@ class Moderator:
     async def repeat(self, request: Request, *, reason: str, act_id: str) -> Done | None:
         """Complete the act of an earlier call; None if it was not recorded.
 
-        Raises ActionConflict if the act is another one, and what ``resume`` raises.
+        Raises ActConflict if the act is another one, and what ``resume`` raises.
         """
         try:
             act = await select_act(self._connection, act_id)
@@ -132,7 +142,7 @@ class Moderator:
         if (act.board, act.actor, act.reason) != (self._board.name, self._actor, reason) or (
             not request.is_of(act)
         ):
-            raise ActionConflict(f"The id {act_id} is that of another act")
+            raise ActConflict(f"Act {act_id} is another one; choose a new id")
         return await self.resume(act_id)
 
     async def resume(self, act_id: str) -> Done:
@@ -159,12 +169,15 @@ class Moderator:
             is_ban = act.kind in {"ban", "unban"}
             partition = home_of(self._board, act.user_id)
             if is_ban and not await lock_bans(self._connection, partition):
-                raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
+                raise OperatorMistake(
+                    f"PostgreSQL has no position of {partition}",
+                    hint=f"run scoreboard reseed --board {partition.board}",
+                )
             await insert_act(self._connection, act)
             if is_ban:
                 change = insert_ban if act.kind == "ban" else delete_ban
                 if not await change(self._connection, act.id):
-                    raise OperatorMistake("The ban has changed meanwhile; run the command again")
+                    raise OperatorMistake("The ban has changed meanwhile; try again")
             if held_id is not None and not await release_held(self._connection, held_id, act.id):
                 raise OperatorMistake(f"Held action {held_id} was released or voided meanwhile")
             await trail.insert(
@@ -198,7 +211,8 @@ class Moderator:
         )
         match acted.outcome:
             case "applied" | "replayed":
-                return Done(act.id, acted.score, await self._is_committed(act.id))
+                is_committed = self._awaits_commit and await self._is_committed(act.id)
+                return Done(act.id, acted.score, is_committed)
             case "range":
                 await self._refuse(act)
                 rules = self._board.layout.rules
@@ -210,7 +224,7 @@ class Moderator:
                 await self._refuse(act)
                 raise OperatorMistake(
                     f"The score of {act.user_id} has changed to {acted.score} meanwhile, so act "
-                    f"{act.id} changed nothing; run the command again"
+                    f"{act.id} changed nothing; try again"
                 )
             case "closed":
                 await self._refuse(act)
@@ -229,7 +243,10 @@ class Moderator:
         async with translate_errors(), self._connection.transaction():
             position = await lock_position_shared(self._connection, partition)
             if position is None:
-                raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
+                raise OperatorMistake(
+                    f"PostgreSQL has no position of {partition}",
+                    hint=f"run scoreboard reseed --board {partition.board}",
+                )
             await correct_users(self._store, self._connection, partition, [user_id], position)
 
     async def void_held(self, held_id: int, *, reason: str) -> None:

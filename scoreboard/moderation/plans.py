@@ -20,7 +20,7 @@ from scoreboard.ledger.acts import (
     select_counted,
 )
 from scoreboard.ledger.checks import read_scores
-from scoreboard.ledger.held import HeldAction, select_held_action
+from scoreboard.ledger.held import HeldAction, HeldFilter, select_held, select_held_action
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.positions import select_position
 from scoreboard.model import SCORE_MAX, Board, Partition, partition_of, scores_name
@@ -80,7 +80,7 @@ class Void(Struct, frozen=True):
     async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
         """Return the plan; wait until an action that Redis has applied is in the ledger.
 
-        Raises NotFound, OperatorMistake (voided already, or an act), WaitTimeout.
+        Raises NotFound, OperatorMistake (voided already, an act, or held), WaitTimeout.
         """
         season = await season_of(store, board, self.user_id)
         found = await self._counted(connection, board, season)
@@ -88,14 +88,16 @@ class Void(Struct, frozen=True):
             await wait_for_commits(store, connection, board, self.user_id)
             found = await self._counted(connection, board, season)
         if not found:
+            await require_not_held(connection, board, self.user_id, self.action_id)
             raise NotFound(
                 f"Board {board.name} has counted no action {self.action_id} of {self.user_id}"
-                + (f" in season {season}; earlier seasons are final" if season else "")
+                f"{_named(season)}"
             )
         [action] = found
         if action.is_act:
             act_id = self.action_id.partition(":")[2]
-            raise OperatorMistake(f"{self.action_id} is an act: scoreboard act undo {act_id}")
+            hint = f"scoreboard act undo {act_id}"
+            raise OperatorMistake(f"{self.action_id} is an act; undo the act", hint=hint)
         if action.voided_by is not None:
             raise OperatorMistake(
                 f"Action {self.action_id} was voided by act {action.voided_by} before"
@@ -150,7 +152,7 @@ class WindowVoid(Struct, frozen=True):
             )
         chosen = [one for one in found if not one.is_act and one.voided_by is None]
         if not chosen:
-            raise NotFound(f"No action of {self.user_id} in this window counts")
+            raise NotFound(f"No action of {self.user_id} in this window counts{_named(season)}")
         return _void("void window", self.user_id, chosen, {**self._window, **_in_season(season)})
 
     def is_of(self, act: Act) -> bool:
@@ -222,7 +224,8 @@ class Release(Struct, frozen=True):
         if value == score or (rules.operator == "best" and not is_better):
             raise OperatorMistake(
                 f"The score of {held.user_id} is {score}, so the value {value} would change "
-                f"nothing: scoreboard held void {held.id}"
+                "nothing; void the held action",
+                hint=f"scoreboard held void {held.id}",
             )
         return Plan(
             kind="release",
@@ -312,6 +315,11 @@ async def season_of(store: Store, board: Board, user_id: str) -> str:
     return season.id if season else ""
 
 
+def _named(season: str) -> str:
+    """Return the end of a message that an action was not found."""
+    return f" in season {season}; earlier seasons are final" if season else ""
+
+
 def _in_season(season: str) -> dict[str, Any]:
     return {"season": season} if season else {}
 
@@ -341,7 +349,23 @@ def require_held(held: HeldAction) -> None:
     if held.state == "voided":
         raise OperatorMistake(f"Held action {held.id} was voided by {held.voided_by} before")
     if held.state != "held":
-        raise OperatorMistake(f"Held action {held.id} was released by act {held.act_id} before")
+        raise OperatorMistake(
+            f"Held action {held.id} was released by act {held.act_id} before",
+            hint=f"scoreboard act undo {held.act_id} takes it back",
+        )
+
+
+async def require_not_held(
+    connection: Connection, board: Board, user_id: str, action_id: str
+) -> None:
+    """Raise OperatorMistake if an action was held, whatever was decided: say what can be done."""
+    chosen = HeldFilter(board=board.name, user_id=user_id, action_id=action_id)
+    for held in await select_held(connection, chosen, limit=1):
+        require_held(held)
+        raise OperatorMistake(
+            f"Action {action_id} of {user_id} is held and counts nothing; void the held action",
+            hint=f"scoreboard held void {held.id}",
+        )
 
 
 async def require_no_pending(connection: Connection, board: Board, user_id: str) -> None:
@@ -349,8 +373,8 @@ async def require_no_pending(connection: Connection, board: Board, user_id: str)
     chosen = ActFilter(board=board.name, user_id=user_id, state="pending")
     for act in await select_acts(connection, chosen, limit=1):
         raise OperatorMistake(
-            f"Act {act.id} on {user_id} is recorded and not in the ledger yet: "
-            f"scoreboard act resume {act.id}"
+            f"Act {act.id} on {user_id} is recorded and not in the ledger yet; complete it first",
+            hint=f"scoreboard act resume {act.id}",
         )
 
 
@@ -361,7 +385,8 @@ def _require_undoable(act: Act) -> None:
         raise OperatorMistake(f"Act {act.id} was refused and changed nothing")
     if act.state == "pending":
         raise OperatorMistake(
-            f"Act {act.id} is not in the ledger yet: scoreboard act resume {act.id}"
+            f"Act {act.id} is not in the ledger yet; complete it first",
+            hint=f"scoreboard act resume {act.id}",
         )
     if act.undoes is not None:
         raise OperatorMistake(f"Act {act.id} undid act {act.undoes}: repeat that act instead")

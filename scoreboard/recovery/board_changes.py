@@ -63,7 +63,10 @@ class LimitChange(Struct, frozen=True):
         try:
             check_limits(limits, board.layout.rules)
         except ValueError as error:
-            raise Invalid(f"Board {board.name}: {error}") from None
+            hint = ""
+            if bool(per_window) != bool(window_s):
+                hint = "give --max-points-per-window and --window"
+            raise Invalid(f"Board {board.name}: {error}", hint=hint) from None
         return limits
 
 

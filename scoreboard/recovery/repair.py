@@ -69,7 +69,8 @@ async def _repair_page(
     async with audited(connection) as trail:
         position = await lock_position_shared(connection, partition)
         if position is None:
-            raise OperatorMistake(f"PostgreSQL has no position of {partition}: reseed it")
+            hint = f"run scoreboard reseed --board {partition.board}"
+            raise OperatorMistake(f"PostgreSQL has no position of {partition}", hint=hint)
         await trail.reserve()  # the change of Redis cannot be rolled back
         results = await correct_users(store, connection, partition, users, position)
         changes = [

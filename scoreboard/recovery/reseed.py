@@ -156,7 +156,7 @@ async def choose_partitions(store: Store, board: Board, *, force: bool = False) 
     closed = await find_unavailable(store, board)
     if not closed and (await store.leaderboard(board.name, limit=0)).total:
         raise OperatorMistake(
-            f"Board {board.name} is open and has scores; use --force to reseed it anyway"
+            f"Board {board.name} is open and has scores", hint="use --force to reseed it anyway"
         )
     return closed or everything
 
@@ -218,8 +218,8 @@ async def reseed(
         )
     if not layouts.are_current and list(numbers) != list(range(board.layout.partitions)):
         raise OperatorMistake(
-            f"The layout of board {board.name} has changed: "
-            f"scoreboard reseed --board {board.name} --force"
+            f"The layout of board {board.name} has changed",
+            hint=f"run scoreboard reseed --board {board.name} --force",
         )
     strays = [Partition(board.name, number) for number in layouts.strays]
     await lock_partitions(connection, strays)
@@ -229,7 +229,7 @@ async def reseed(
     # The answer proves that the session held its locks when the states were read. A later holder
     # of the locks changes the states, and the fence is refused.
     if await select_board(connection, board.name) != board:
-        raise OperatorMistake(f"Board {board.name} was changed during the reseed: run it again")
+        raise OperatorMistake(f"Board {board.name} was changed meanwhile; try again")
     previous = [
         await store.fence(partition, token, state)
         for partition, state in zip(everything, seen, strict=True)

@@ -18,6 +18,7 @@ from scoreboard.errors import SettingInvalid
 from scoreboard.model import DEFAULT_BOARD, END, BoardName
 from scoreboard.runtime.connection_urls import check_database_url, check_redis_url
 from scoreboard.runtime.limits import HEAD_BYTES, HEAD_FIELDS, REQUEST_LINE_BYTES, HeadLimits
+from scoreboard.violations import describe_violation
 
 PREFIX = "SCOREBOARD_"
 UNPREFIXED = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
@@ -560,8 +561,12 @@ def load(environ: Mapping[str, str]) -> Settings:
             )
         except msgspec.ValidationError as error:
             shown = "the value" if kind is Secret else repr(text)
-            raise SettingInvalid(f"{variable}: {shown} is invalid: {error}") from None
+            why = describe_violation(error, hints[field.name])
+            raise SettingInvalid(f"{variable}: {shown} is invalid: {why}") from None
     found = Settings(**values)
+    for name in found.boards:
+        if found.boards.count(name) > 1:
+            raise SettingInvalid(f"{variable_name('boards')}: {name} is listed more than once")
     check_redis_url(found.redis_url.reveal())
     if found.database_url:
         check_database_url(found.database_url.reveal())

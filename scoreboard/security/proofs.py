@@ -16,12 +16,13 @@ import msgspec
 from msgspec import Meta, Struct
 
 from scoreboard.errors import KeysUnavailable, ProofInvalid, Unauthenticated
-from scoreboard.model import BOARDS_MAX, StatedPoints, is_identifier
+from scoreboard.model import BOARDS_MAX, ActionId, StatedPoints, UserId, require_whole
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import Children, counter
 from scoreboard.security.key_set import PROOF_ALGORITHMS, make_proof_source
 from scoreboard.security.signatures import Signatures
 from scoreboard.security.signed_token import SignedToken
+from scoreboard.violations import describe_violation
 
 PROOF_BYTES_MAX: Final = 2048
 """A longer proof is refused before it is parsed; the gateway accepts bodies of 4 KB."""
@@ -101,9 +102,9 @@ class Proof(Struct, frozen=True, gc=False):
 
 
 class _Claims(Struct, frozen=True, rename="camel"):
-    sub: str
-    action_id: str
-    points: StatedPoints
+    sub: UserId
+    action_id: ActionId
+    points: StatedPoints | float
     exp: float
     nbf: float = 0
     iat: float = 0
@@ -111,14 +112,22 @@ class _Claims(Struct, frozen=True, rename="camel"):
     board: str | None = None
     boards: Annotated[list[str], Meta(min_length=1, max_length=BOARDS_MAX)] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what the types cannot express."""
+        if isinstance(self.points, float):
+            require_whole(self.points)
+        if self.board is not None and self.boards is not None:
+            raise ValueError("name board or boards, not both")
+
 
 _decode: Final = msgspec.json.Decoder(_Claims).decode
 
 
-def proof_invalid(reason: Reason) -> ProofInvalid:
-    """Make the error of a reason, with its message, and count it."""
+def proof_invalid(reason: Reason, more: str = "") -> ProofInvalid:
+    """Make the error of a reason, with its message and ``more`` about it, and count it."""
     _FAILED[reason].inc()
-    return ProofInvalid(_DETAILS[reason], reason=reason)
+    detail = f"{_DETAILS[reason]}: {more}" if more else _DETAILS[reason]
+    return ProofInvalid(detail, reason=reason)
 
 
 class ProofVerifier:
@@ -174,12 +183,10 @@ class ProofVerifier:
             raise proof_invalid("type")
         try:
             claims = _decode(signed.payload)
+        except msgspec.ValidationError as error:
+            raise proof_invalid("claims", describe_violation(error, _Claims)) from None
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise proof_invalid("claims") from None
-        if not (is_identifier(claims.sub) and is_identifier(claims.action_id)):
-            raise proof_invalid("claims")
-        if claims.board is not None and claims.boards is not None:
-            raise proof_invalid("claims")
+            raise proof_invalid("claims", "the payload is not JSON") from None
         now_s = time.time()
         if claims.exp <= now_s - self._leeway_s:
             raise proof_invalid("expired")
@@ -190,7 +197,8 @@ class ProofVerifier:
         if not self._is_for_us(claims.aud):
             raise proof_invalid("audience")
         boards = claims.boards if claims.board is None else [claims.board]
-        return Proof(claims.sub, claims.action_id, claims.points, tuple(boards or ()), claims.exp)
+        points = int(claims.points)
+        return Proof(claims.sub, claims.action_id, points, tuple(boards or ()), claims.exp)
 
     def _is_for_us(self, audience: str | list[str] | None) -> bool:
         return audience is None or self._audience in (

@@ -392,10 +392,10 @@ def _resolve(  # noqa: C901 (one case per outcome)
                 )
             case "conflict":
                 entry.future.set_exception(
-                    ActionConflict("This actionId was already used with another value")
+                    ActionConflict("This actionId was already sent with another value")
                     if entry.action.rules.takes_values
                     else ActionConflict(
-                        f"This actionId was already counted with {outcome.delta} points"
+                        f"This actionId was already sent with {outcome.delta} points"
                     )
                 )
             case "busy":

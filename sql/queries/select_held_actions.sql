@@ -20,6 +20,7 @@ SELECT * FROM (
     WHERE (%(ids)s::BIGINT[] IS NULL OR h.id = ANY(%(ids)s))
       AND (%(board)s::TEXT IS NULL OR h.board = %(board)s)
       AND (%(user_id)s::TEXT IS NULL OR u.external_id = %(user_id)s)
+      AND (%(action_id)s::TEXT IS NULL OR h.action_id = %(action_id)s)
       AND (%(limit_kind)s::TEXT IS NULL OR h.limit_kind = %(limit_kind)s)
       AND (%(since)s::TIMESTAMPTZ IS NULL OR h.occurred_at >= %(since)s)
       AND (%(state)s::TEXT IS DISTINCT FROM 'held' OR h.voided_at IS NULL)

@@ -38,6 +38,9 @@ from streamer.protocol import BEARER_PREFIX
 LINE_BYTES: Final = 8192
 """Maximum length of a line of the head, with its line end."""
 
+PARAMETERS: Final = frozenset({"board"})
+"""Query parameters of a handshake. Others are refused, as they are by the api."""
+
 _KEY_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _LIST: Final = re.compile(
     rb"(?:,[\t ]*)*{token}[\t ]*(?:,[\t ]*(?:{token}[\t ]*)?)*".replace(
@@ -78,7 +81,7 @@ def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRe
     """Return the parameters of a handshake.
 
     Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UpgradeRequired, ForeignOrigin
-    or Unauthenticated; none of them repeats the content of the request.
+    or Unauthenticated; none of them repeats a value of the request.
     """
     board = _board(head, config)
     headers = head.headers
@@ -146,7 +149,7 @@ def _board(head: Head, config: HandshakeConfig) -> str:
         raise NotFound(f"Viewers connect to {WS_PATH}")
     if head.length or head.headers.get(b"content-length", b"0") != b"0":
         raise Malformed("A handshake must not have a body")
-    return parse_query(head.query).get("board", config.default_board)
+    return parse_query(head.query, PARAMETERS).get("board", config.default_board)
 
 
 def _check_upgrade(headers: dict[bytes, bytes]) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from api.documents import openapi
+from api.documents.forms import ALL_FORMS
 from scoreboard.http.problems import PROBLEM_TYPES
 from scoreboard.runtime.resources import web_path
 
@@ -43,9 +44,9 @@ ADMIN = {
     (method, f"/api/admin/{path}")
     for method, path in (
         *(("get", "acts"), ("post", "acts"), ("post", "acts/preview")),
-        *(("post", "acts/{act_id}/resume"), ("get", "audit"), ("get", "status")),
-        *(("get", "users"), ("get", "users/{user_id}"), ("get", "users/{user_id}/history")),
-        *(("get", "held"), ("post", "held/{held_id}/void")),
+        *(("post", "acts/{actId}/resume"), ("get", "audit"), ("get", "status")),
+        *(("get", "users"), ("get", "users/{userId}"), ("get", "users/{userId}/history")),
+        *(("get", "held"), ("post", "held/{heldId}/void")),
         *(("get", "boards"), ("post", "boards"), ("patch", "boards/{name}")),
     )
 }
@@ -68,11 +69,11 @@ def test_every_endpoint_is_documented() -> None:
         ("get", "/api/scores/me"),
         ("get", "/api/scores/rank"),
         ("get", "/api/scores/cutoff"),
-        ("get", "/api/scores/users/{user_id}/history"),
+        ("get", "/api/scores/users/{userId}/history"),
         ("get", "/api/scores/leaderboard"),
         ("get", "/api/scores/seasons"),
         ("get", "/api/scores/stream"),
-        ("get", "/api/scores/users/{user_id}"),
+        ("get", "/api/scores/users/{userId}"),
         ("get", "/api/boards"),
         ("get", "/api/boards/{name}"),
         ("get", "/health/live"),
@@ -93,6 +94,21 @@ def test_every_error_is_a_problem_with_an_example_per_kind() -> None:
                 assert example["value"]["status"] == int(status)
                 assert example["value"]["type"].endswith(f"/{code}")
     assert shown == {kind.code for kind, about in PROBLEM_TYPES.items() if about.is_of_api}
+
+
+def patterns_in(node: Any) -> set[str]:
+    if isinstance(node, list):
+        return set().union(*map(patterns_in, node))
+    if not isinstance(node, dict):
+        return set()
+    own = {node["pattern"]} if isinstance(node.get("pattern"), str) else set[str]()
+    return own.union(*map(patterns_in, node.values()))
+
+
+def test_an_error_says_of_every_pattern_in_words_what_it_allows() -> None:
+    known = {openapi.shorten_patterns(pattern) for pattern in ALL_FORMS}
+    asked = [operation.get("parameters", []) for _, _, operation in operations()]
+    assert patterns_in([asked, DOCUMENT["components"]["schemas"]]) <= known
 
 
 def test_every_operation_documents_the_errors_of_any_request() -> None:

@@ -15,7 +15,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import UPDATE_ANY
 from tests.support.data.boards import fence
 from tests.support.eventually import eventually_async
-from tests.support.servers.api import ApiClient, StartApi
+from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 from tests.support.servers.flushers import act, flushing, is_drained, make_board, query, store_of
 
 pytestmark = pytest.mark.slow
@@ -106,9 +106,12 @@ async def test_an_act_is_done_once_for_its_id(admin: Admin) -> None:
     again = await admin.send("acts", **body)
     assert (again.status_code, again.json()["score"]) == (200, None)
     for change in ({"delta": 4}, {"userId": "alice"}, {"reason": "other"}):
-        assert problem(await admin.send("acts", **body | change)) == (409, "action-conflict")
+        refused = await admin.send("acts", **body | change)
+        assert problem(refused) == (409, "act-conflict")
+        assert refused.json()["title"] == "The id is that of another act"
     user = (await admin.get("users/bob")).json()
     assert user["boards"] == [{"board": "main", "score": 23, "rank": 2, "bannedBy": None}]
+    assert user["seasons"] == []
 
 
 async def test_an_interrupted_act_is_pending_and_completed_by_a_repeat(
@@ -242,6 +245,70 @@ async def test_no_request_is_an_internal_error(admin: Admin) -> None:
         assert answer.status_code in {400, 422}, (body[:20], answer.text)
 
 
+LOOSE: list[tuple[str, str, str, int, str]] = [
+    ("POST", "acts/preview",
+     '{"kind": "correct", "board": "main", "userId": "bob", "delta": 1, "delta": 2}',
+     400, "Do not repeat the field delta"),
+    ("PATCH", "boards/main",
+     '{"limits": {"pointsPerAction": 1, "pointsPerWindow": 0, "windowS": 0, "windowS": 0}}',
+     400, "Do not repeat the field windowS"),
+    ("POST", "acts/preview",
+     '{"kind": "correct", "board": "main", "userId": "bob", "delta": "5"}',
+     422, "delta must be an integer"),
+    ("POST", "boards", '{"name": "laps", "rules": {"min": "1"}}',
+     422, "rules.min must be an integer"),
+    ("POST", "boards", '{"name": "laps", "public": 1}', 422, "public must be true or false"),
+    ("POST", "boards", '{"name": ".."}',
+     422, "name must be 1 to 32 characters of a-z 0-9 _ . -, other than . and .."),
+    ("POST", "boards", '{"name": "laps", "rules": {"operator": "sum"}}',
+     422, "rules.operator must be one of add, best, last"),
+    ("POST", "acts/preview",
+     '{"kind": "void window", "board": "main", "userId": "bob", "since": 1, "until": 2}',
+     422, "since must be a time with its zone, such as 2026-11-27T08:00:00Z"),
+    ("POST", "acts/preview",
+     '{"kind": "ban", "board": "main", "userId": "a b"}',
+     422, "userId must be 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"),
+    ("POST", "acts", '{"kind": "ban", "board": "main", "userId": "bob", "id": "x", "reason": "a"}',
+     422, "id must be 16 hexadecimal digits, 0-9 a-f"),
+    ("POST", "held/1/void", '{"reason": "a\\nb"}',
+     422, "reason must be a text of one line, and not only spaces"),
+    ("POST", "held/1/void", '{"act_id": 1}', 422, "there is no field act_id"),
+    ("POST", "acts", "[1]", 422, "the value must be an object"),
+    ("POST", "acts", "", 400, "The body is empty; send a JSON object"),
+    ("POST", "acts", "{", 400, "The body is not JSON; send a JSON object"),
+    ("POST", "acts/x/resume", "", 422, "actId must be 16 hexadecimal digits, 0-9 a-f"),
+    ("POST", "held/+1/void", '{"reason": "a"}', 422, "heldId must be an integer"),
+    ("POST", "held/1_0/void", '{"reason": "a"}', 422, "heldId must be an integer"),
+    ("POST", "held/0/void", '{"reason": "a"}', 422, "heldId must be at least 1"),
+    ("GET", "users?query=a", "", 422, "query must have at least 2 characters"),
+    ("GET", "acts?state=x", "", 422, "state must be one of applied, pending, refused"),
+    ("GET", "held?state=x", "", 422, "state must be one of held, pending, released, voided"),
+    ("GET", "acts?userId=a%20b", "",
+     422, "userId must be 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"),
+    ("GET", "acts?limit=1.0", "", 422, "limit must be an integer"),
+    ("GET", "acts?limit=0", "", 422, "limit must be at least 1"),
+    ("GET", "audit?before=1e2", "", 422, "before must be an integer"),
+    ("GET", "users/bob/history", "", 422, "The parameter board is missing"),
+    ("GET", "users/a%20b", "",
+     422, "userId must be 1 to 128 characters of A-Z a-z 0-9 . _ | : @ -"),
+]  # fmt: skip
+
+
+async def test_nothing_is_converted_and_messages_use_the_names_of_the_api(
+    start_api: StartApi, database_url: str
+) -> None:
+    client = await start_api(database_url=database_url, admin_api="true")
+    headers = client.bearer("carla", ADMIN) | {"Content-Type": "application/json"}
+
+    found = [
+        await client.request(method, f"/api/admin/{path}", headers=headers, content=body)
+        for method, path, body, _, _ in LOOSE
+    ]
+
+    told = [(answer.status_code, answer.json()["detail"]) for answer in found]
+    assert told == [(status, detail) for _, _, _, status, detail in LOOSE]
+
+
 async def test_acts_that_do_not_apply_are_refused_with_a_reason(admin: Admin) -> None:
     main = {"board": "main", "userId": "bob", "reason": "test"}
     cases: list[tuple[dict[str, Any], tuple[int, str]]] = [
@@ -249,11 +316,18 @@ async def test_acts_that_do_not_apply_are_refused_with_a_reason(admin: Admin) ->
         ({"kind": "unban"}, (409, "operator-mistake")),
         ({"kind": "correct", "delta": -21}, (422, "score-out-of-range")),
         ({"kind": "ban", "board": "nowhere"}, (404, "unknown-board")),
+        ({"kind": "undo", "act": "0" * 16}, (404, "not-found")),
+        ({"kind": "release", "held": 1}, (404, "not-found")),
     ]
+    extra = {"undo": ("board", "userId"), "release": ("userId",)}
     for body, expected in cases:
         for path, more in (("acts/preview", {}), ("acts", {"id": secrets.token_hex(8)})):
             sent = {k: v for k, v in (main | body | more).items() if more or k != "reason"}
-            assert problem(await admin.send(path, **sent)) == expected, body
+            for name in extra.get(body["kind"], ()):
+                del sent[name]
+            answer = await admin.send(path, **sent)
+            assert problem(answer) == expected, body
+            assert "scoreboard " not in answer.json()["detail"], "the page runs no commands"
     assert (await admin.get("acts")).json()["acts"] == []
     for reason in ("", " ", "a\nb", "x" * 501):
         answer = await admin.send("acts", kind="ban", id="1" * 16, **main | {"reason": reason})
@@ -406,11 +480,40 @@ async def test_the_status_shows_what_waits(start_api: StartApi, database_url: st
 async def test_few_requests_of_administrators_run_at_once(
     admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.endpoints.admin.sessions.SESSIONS_MAX", 1)
-
-    answers = await asyncio.gather(*(admin.get("acts") for _ in range(4)))
-
+    with monkeypatch.context() as patch:
+        patch.setattr("api.endpoints.admin.sessions.WAIT_S", 0.0)
+        answers = await asyncio.gather(*(admin.get("acts") for _ in range(12)))
     codes = sorted(answer.status_code for answer in answers)
-    assert codes[0] == 200
+    assert codes[:4] == [200] * 4
     assert codes[-1] == 503
-    assert (await admin.get("acts")).status_code == 200
+
+    answers = await asyncio.gather(*(admin.get("acts") for _ in range(12)))
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_acts_that_wait_for_a_commit_hold_up_nothing(
+    start_api: StartApi, database_url: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four acts held all sessions until the flusher was back."""
+    client = await start_api(database_url=database_url, admin_api="true")
+    await make_board(settings, Board())
+    admin = Admin(client, settings)
+    monkeypatch.setattr("api.endpoints.admin.sessions.COMMIT_S", 3.0)
+    users = [f"user-{number}" for number in range(12)]
+    acts = [asyncio.create_task(admin.act("correct", userId=user, delta=5)) for user in users]
+
+    async def are_applied() -> bool:
+        top = (await client.get(LEADERBOARD_PATH)).json()
+        return top["total"] == len(users)
+
+    await eventually_async(are_applied)
+    status = (await admin.get("status")).json()
+    assert (status["boards"][0]["uncommitted"], status["pendingActs"]) == (12, 12)
+    assert not any(one.done() for one in acts)
+    done = await asyncio.gather(*acts)
+    assert {(one["score"], one["committed"]) for one in done} == {(5, False)}
+
+    async with flushing(settings):
+        await eventually_async(lambda: is_drained(settings))
+        last = await admin.act("correct", userId="user-0", delta=1)
+        assert (last["score"], last["committed"]) == (6, True)

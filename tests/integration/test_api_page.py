@@ -81,13 +81,15 @@ def test_hidden_files_and_links_are_not_served(tmp_path: Path) -> None:
     assert set(find_files(tmp_path)) == {"/", "/index.html"}
 
 
-async def test_the_page_configuration_has_the_websocket_url_and_the_boards(
+async def test_the_page_configuration_has_the_websocket_url_and_names_no_board(
     start_api: StartApi,
 ) -> None:
-    client = await start_api(open=(), boards="main,weekly", ws_public_url="ws://127.0.0.1:1/ws")
-    known = (await client.get("/config.json")).json()
-    assert known["ws"] == "ws://127.0.0.1:1/ws"
-    assert known["boards"] == ["main", "weekly"]
+    """Anyone can read it, and a board may be private."""
+    client = await start_api(open=(), boards="main,secret", ws_public_url="ws://127.0.0.1:1/ws")
+    answer = await client.get("/config.json")
+    assert answer.json()["ws"] == "ws://127.0.0.1:1/ws"
+    assert "main" not in answer.text
+    assert "secret" not in answer.text
 
 
 async def test_the_document_and_the_problems_are_served(start_api: StartApi) -> None:

@@ -147,22 +147,30 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "expired": (lambda: prove(exp=NOW_S - 120), "expired"),
     "expires in a day": (lambda: prove(exp=NOW_S + 86_400), "too far in the future"),
     "expires in 11 minutes": (lambda: prove(exp=int(time.time()) + 660), "too far"),
-    "never expires": (lambda: prove(exp=None), "claims"),
-    "exp is text": (lambda: prove(exp="2999-01-01"), "claims"),
+    "never expires": (lambda: prove(exp=None), "exp: exp is missing"),
+    "exp is text": (lambda: prove(exp="2999-01-01"), "exp: exp must be a number"),
     "exp is huge": (lambda: prove(exp=10**300), "too far in the future"),
     "not yet valid": (lambda: prove(nbf=int(time.time()) + 600), "not valid yet"),
     "issued later": (lambda: prove(iat=int(time.time()) + 600), "not valid yet"),
     "another audience": (lambda: prove(aud="another"), "audience"),
-    "no user": (lambda: prove(sub=None), "claims"),
-    "no action": (lambda: prove(actionId=None), "claims"),
-    "no points": (lambda: prove(points=None), "claims"),
-    "points are text": (lambda: prove(points="70"), "claims"),
-    "points are true": (lambda: prove(points=True), "claims"),
-    "points beyond all boards": (lambda: prove(points=2**31), "claims"),
+    "no user": (lambda: prove(sub=None), "exp: sub is missing"),
+    "no action": (lambda: prove(actionId=None), "exp: actionId is missing"),
+    "no points": (lambda: prove(points=None), "exp: points is missing"),
+    "a user of another form": (lambda: prove("a b"), "sub must be 1 to 128 characters of A-Z"),
+    "points are half": (lambda: prove(points=20.5), "points must be an integer"),
+    "points are text": (lambda: prove(points="70"), "exp: points must be a number"),
+    "points are true": (lambda: prove(points=True), "exp: points must be a number"),
+    "points beyond all boards": (
+        lambda: prove(points=2**31),
+        "exp: points must be at most 2147483647",
+    ),
     "another board": (lambda: prove(board="weekly"), "board"),
     "other boards": (lambda: prove(boards=["weekly", "golf"]), "board"),
-    "no boards": (lambda: prove(boards=[]), "claims"),
-    "board and boards": (lambda: prove(board="main", boards=["main"]), "claims"),
+    "no boards": (lambda: prove(boards=[]), "exp: boards must not be empty"),
+    "board and boards": (
+        lambda: prove(board="main", boards=["main"]),
+        "name board or boards, not both",
+    ),
     "another key": (lambda: prove(key=make_key(ARENA.kid, "ES256")), "signature"),
     "unknown kid": (lambda: prove(headers={"kid": "who"}), "kid"),
     "no kid": (lambda: prove(headers={"kid": None}), "kid"),
@@ -200,6 +208,11 @@ async def test_a_cached_proof_is_of_its_action_only(client: ApiClient) -> None:
         answer = await client.update(user, action, proof=proof)
         problem(answer, 403, "proof-invalid")
     assert await ranking(client) == [(1, "alice", 70)]
+
+
+async def test_points_of_a_proof_may_be_a_whole_float(client: ApiClient) -> None:
+    answer = await client.update(action="raid:1", proof=prove(points=20.0))
+    assert answer.json()["newScore"] == 20
 
 
 async def test_stated_points_must_be_those_of_the_proof(client: ApiClient) -> None:

@@ -32,6 +32,8 @@ def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: M
     points |= {"minimum": 1, "maximum": POINTS_MAX}
     for update in ("UpdateRequest", "UpdateItem"):
         del document["components"]["schemas"][update]["properties"]["season"]  # it has none
+    listing = document["paths"]["/api/scores/seasons"]["get"]
+    listing["parameters"] = [one for one in listing["parameters"] if one["name"] != "before"]
     schema = schemathesis.openapi.from_dict(document).exclude(
         operation_id="streamLeaderboard"  # its responses do not end
     )
@@ -43,7 +45,7 @@ def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: M
 
     @given(case=schema.as_strategy())
     @settings(
-        max_examples=250,
+        max_examples=300,
         deadline=None,
         derandomize=True,
         phases=[Phase.explicit, Phase.generate],

@@ -106,6 +106,7 @@ async def test_seasons_are_read_by_their_id_and_listed_with_winners(
         second = (await read(client, "leaderboard"))["season"]
     assert second != first
     assert ranking(await read(client, "leaderboard", season=second)) == [(1, "erin", 10)]
+    assert (await read(client, "seasons", before=first)) == {"seasons": []}, "no earlier one"
     final = await read(client, "leaderboard", season=first, limit=2, offset=1)
     assert ranking(final) == [(2, "bob", 20), (3, "carol", 10)]
     assert (final["total"], final["season"], "endsAt" in final) == (4, first, False)
@@ -149,6 +150,9 @@ async def test_standings_that_are_not_final_are_not_shown(
 async def test_a_board_without_seasons_has_none(start_api: StartApi, database_url: str) -> None:
     client = await start_api(database_url=database_url)
     assert (await read(client, "seasons")) == {"seasons": []}
+    for before in ("ZZZ", "2026-11"):
+        problem = await read(client, "seasons", 422, before=before)
+        assert problem["detail"] == "before: use `next` of the page before it"
     await read(client, "leaderboard", 404, season="2026-11")
     refused = await client.update("alice", season="2026-11")
     assert (refused.status_code, refused.json()["detail"]) == (

@@ -66,6 +66,40 @@ async def test_a_board_with_seasons_is_created_played_and_listed(
     assert exported.out.splitlines() == ["rank,userId,score,reachedAt"]
 
 
+async def test_the_last_season_of_a_deleted_board_becomes_final(
+    command: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seasons, "LIST_EVERY_S", 1.0)
+    create = ("board", "create", "league", "--season", "weekly")
+    assert (await asyncio.to_thread(command, *create)).code == 0
+    async with flushing(settings):
+        rules = Rules(season="weekly", time_zone="UTC")
+        await act(settings, Action("alice", "win:1", 30, rules=rules), board="league")
+        await eventually_async(lambda: is_drained(settings, "league"))
+        for words in (("archive", "league"), ("delete", "league", "--yes")):
+            assert (await asyncio.to_thread(command, "board", *words)).code == 0
+
+        def is_frozen() -> bool:
+            return query(settings, "SELECT 1 FROM seasons WHERE frozen_at IS NOT NULL") != []
+
+        await eventually_async(is_frozen, 15)
+    listed = await asyncio.to_thread(command, "season", "list", "league", "--json")
+    [last] = json.loads(listed.out)
+    assert (last["is_frozen"], last["users"]) == (True, 1)
+    beyond = await asyncio.to_thread(
+        command, "season", "top", "league", last["id"], "--offset", "5"
+    )
+    assert "has no users after the first 5" in beyond.err
+    unknown = await asyncio.to_thread(command, "season", "list", "league", "--before", "ZZZ")
+    assert (unknown.code, "Board league has no season ZZZ" in unknown.err) == (3, True)
+
+
+def test_a_board_without_seasons_has_no_standings_of_one(command: Run) -> None:
+    assert command("board", "create", "plain").code == 0
+    refused = command("season", "top", "plain", "2026-W48")
+    assert (refused.code, "Board plain has no seasons" in refused.err) == (3, True)
+
+
 def test_a_file_of_boards_has_seasons(command: Run, tmp_path: Path) -> None:
     file = tmp_path / "boards.toml"
     file.write_text('[boards.daily]\nseason = "daily"\n[boards.plain]\n')

@@ -147,6 +147,7 @@ async def test_a_repeat_gets_the_first_answer_also_after_a_reseed_and_a_release(
         assert (again.score, again.held, again.replayed) == (60, True, True)
         [error] = await act(world.settings, Action("alice", "win:2", 5, stated=True))
         assert isinstance(error, ActionConflict)
+        assert error.detail == "This actionId was already sent with 101 points"
 
     await repeat()
     await world.reseed()
@@ -357,7 +358,7 @@ async def test_a_released_value_becomes_the_score(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Store, "act", late)
-            with pytest.raises(OperatorMistake, match="run the command again"):
+            with pytest.raises(OperatorMistake, match="try again"):
                 await world.moderate(
                     lambda moderator: moderator.perform(Release(one.id), plan, reason="test")
                 )
@@ -388,9 +389,13 @@ async def test_a_release_that_would_change_nothing_is_refused(settings: Settings
             await world.perform(Release(one.id))
 
 
-async def test_a_void_of_a_held_action_by_its_name_finds_nothing(world: World) -> None:
-    with pytest.raises(NotFound):
+async def test_a_void_of_a_held_action_by_its_name_says_that_it_is_held(world: World) -> None:
+    with pytest.raises(OperatorMistake, match="is held and counts nothing") as refused:
         await world.perform(Void("alice", "win:2"))
+    [one] = await held(world)
+    assert refused.value.hint == f"scoreboard held void {one.id}"
+    with pytest.raises(NotFound):
+        await world.perform(Void("alice", "win:9"))
 
 
 async def test_an_emptied_redis_keeps_held_actions_and_limits(world: World) -> None:
@@ -443,7 +448,8 @@ def test_the_commands(command: Run, settings: Settings, monkeypatch: pytest.Monk
     monkeypatch.setattr(acts_module, "COMMIT_S", 0.0)
     asyncio.run(make_board(settings))
     assert command("board", "set", "main").code == 2
-    assert command("board", "set", "main", "--max-points-per-window", "5").code == 5
+    alone = command("board", "set", "main", "--max-points-per-window", "5")
+    assert (alone.code, "give --max-points-per-window and --window" in alone.err) == (5, True)
     assert command("board", "set", "main", "--max-points-per-action", "0").code == 2
     assert command("board", "set", "main", "--window", "1 hour").code == 2
     assert (

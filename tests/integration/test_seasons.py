@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,10 +23,16 @@ from scoreboard.ledger.seasons import (
     select_season_standings,
     select_seasons,
 )
-from scoreboard.ledger.users import UserOnBoard, select_user, select_user_boards
+from scoreboard.ledger.users import (
+    UserInSeason,
+    UserOnBoard,
+    select_user,
+    select_user_boards,
+    select_user_seasons,
+)
 from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
 from scoreboard.moderation.acts import Moderator
-from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
+from scoreboard.moderation.plans import BanChange, Correction, Undo, Void, WindowVoid
 from scoreboard.recovery.board_changes import open_new_board
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.recovery.verify import verify
@@ -505,6 +512,7 @@ async def test_a_user_of_any_season_is_found_and_exported(world: World) -> None:
             user: await select_user_boards(connection, user, limit=10)
             for user in ("alice", "bob", "carol")
         }
+        ended = await select_user_seasons(connection, "bob", limit=10)
         scores = await current_scores(connection, world.board)
         bob = await select_user(connection, "bob", scores=scores)
 
@@ -526,6 +534,7 @@ async def test_a_user_of_any_season_is_found_and_exported(world: World) -> None:
         "bob": [UserOnBoard("main", 2, None)],
         "carol": [],
     }
+    assert ended == [UserInSeason("main", first, 7, 1)]
     assert (bob.score, bob.actions) == (2, 1)
 
 
@@ -537,6 +546,9 @@ async def test_acts_change_only_the_current_season(world: World) -> None:
         await world.end()
         with pytest.raises(NotFound, match="earlier seasons are final"):
             await world.moderate(Void("bob", "win:1"))
+        always = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC))
+        with pytest.raises(NotFound, match="earlier seasons are final"):
+            await world.moderate(WindowVoid("bob", *always))
         with pytest.raises(OperatorMistake, match="which is over"):
             await world.moderate(Undo(correction))
         await world.play(Action("bob", "win:2", 7))

@@ -83,7 +83,7 @@ async def test_plain_get_returns_426_and_closes(
 ) -> None:
     running = await start_streamer()
     viewer = await RawViewer.open(running.port)
-    await viewer.send(b"GET /ws/scoreboard?echo=me HTTP/1.1\r\nHost: a\r\nX-Echo: me\r\n\r\n")
+    await viewer.send(b"GET /ws/scoreboard?board=me HTTP/1.1\r\nHost: a\r\nX-Echo: me\r\n\r\n")
 
     answer = await viewer.answer()
 
@@ -272,7 +272,8 @@ async def test_forged_gateway_headers_are_ignored(
     by_header = await handshake(running.port, headers=forged)
     by_url = await handshake(running.port, f"/ws/scoreboard?token={make_token()}")
 
-    assert (by_header.status, by_url.status) == (401, 401)
+    assert (by_header.status, by_url.status) == (401, 400)
+    assert by_url.problem["detail"] == "This path does not support the parameter token"
 
 
 async def test_unloaded_board_returns_503_and_unknown_board_404(

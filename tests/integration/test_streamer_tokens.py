@@ -270,7 +270,7 @@ async def test_tokens_and_queries_are_not_in_logs_metrics_or_responses(
     try:
         running = await start_streamer(board=PRIVATE)
         good, bad = make_token("alice", exp=time.time() + 100), make_token("alice", aud="other")
-        viewer = await connect(running.port, "/ws/scoreboard?secret=hidden-value", token=good)
+        viewer = await connect(running.port, token=good)
         await viewer.next()
         await viewer.send_json({"type": "auth", "token": bad})
         await viewer.next("error")
@@ -278,6 +278,10 @@ async def test_tokens_and_queries_are_not_in_logs_metrics_or_responses(
         await refused.send(request_bytes(subprotocols=f"scoreboard.v1, bearer.{bad}"))
         body = (await refused.answer()).body.decode()
         refused.close()
+        asking = await RawViewer.open(running.port)
+        await asking.send(request_bytes("/ws/scoreboard?secret=hidden-value"))
+        body += (await asking.answer()).body.decode()
+        asking.close()
     finally:
         logging.getLogger().handlers[:] = handlers
         logging.getLogger().setLevel(level)

@@ -285,3 +285,24 @@ async def test_an_action_of_a_bulk_may_name_several_boards(
     assert list(partly["problem"]["problems"]) == ["daily"]
     assert refused["problem"]["type"] == "/docs/problems/unknown-board"
     assert await scores(client, "main") == {"alice": 10}
+
+
+async def test_a_season_is_stated_for_one_board(start_api: StartApi, redis_url: str) -> None:
+    """One board counted an action of a season that the other one had not."""
+    rules = {"league": "weekly", "hours": "cron:0 * * * *"}
+    made = tuple(
+        Board(name, Layout(rules=Rules(season=season, time_zone="UTC")))
+        for name, season in rules.items()
+    )
+    await list_boards(redis_url, *made)
+    client = await start_api(open=made, boards="league,hours")
+    season = (await client.get(LEADERBOARD_PATH)).json()["season"]
+    before = keys_of(redis_url)
+
+    refused = await client.update("alice", "win:1", boards=list(rules), season=season)
+
+    assert (refused.status_code, refused.json()["type"]) == (422, "/docs/problems/invalid")
+    assert refused.json()["detail"].startswith("season: state it for one board")
+    assert keys_of(redis_url) == before
+    counted = await client.update("alice", "win:1", boards=["league"], season=season)
+    assert counted.json()["scores"] == {"league": {"score": 10, "replayed": False}}

@@ -28,7 +28,7 @@ def test_without_an_issuer_the_page_has_no_sign_in() -> None:
 def test_the_page_config_contains_issuer_client_and_audience() -> None:
     found = sign_in_config(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"))
     assert found == SignInConfig("https://id.example.com/realms/games", "scoreboard-page", "scores")
-    assert PageConfig("", ("main",), found).oauth is found
+    assert PageConfig("", found).oauth is found
 
 
 def test_the_page_may_connect_only_to_api_streamer_and_issuer() -> None:

@@ -46,12 +46,12 @@ def test_invalid_identifiers_are_refused(text: str) -> None:
     assert not model.is_identifier(text)
 
 
-@pytest.mark.parametrize("text", ["main", "a", "weekly-2026.w1", "x" * 32])
+@pytest.mark.parametrize("text", ["main", "a", "weekly-2026.w1", "x" * 32, "...", ".a", "a."])
 def test_valid_board_names_are_accepted(text: str) -> None:
     assert model.is_board_name(text)
 
 
-@pytest.mark.parametrize("text", ["", "Main", "x" * 33, "a{b", "a:b", "main\n"])
+@pytest.mark.parametrize("text", ["", "Main", "x" * 33, "a{b", "a:b", "main\n", ".", ".."])
 def test_invalid_board_names_are_refused(text: str) -> None:
     assert not model.is_board_name(text)
 

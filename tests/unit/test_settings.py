@@ -62,6 +62,8 @@ def test_lists_booleans_and_numbers_are_parsed() -> None:
         (LEAST | {"SCOREBOARD_DRAIN_S": "0"}, "SCOREBOARD_DRAIN_S"),
         (LEAST | {"SCOREBOARD_RATE_LIMIT": "none"}, "SCOREBOARD_RATE_LIMIT"),
         (LEAST | {"SCOREBOARD_BOARDS": "Main"}, "SCOREBOARD_BOARDS"),
+        (LEAST | {"SCOREBOARD_BOARDS": "main,.."}, "item 2 must be 1 to 32 characters of a-z"),
+        (LEAST | {"SCOREBOARD_BOARDS": "main,a,main"}, "BOARDS: main is listed more than once"),
         (LEAST | {"SCOREBOARD_UNSAFE_REDIS": "perhaps"}, "SCOREBOARD_UNSAFE_REDIS"),
     ],
 )

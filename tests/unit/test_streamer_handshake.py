@@ -81,6 +81,8 @@ def test_connection_header_is_parsed_as_a_list(headers: Headers) -> None:
         ({"path": "/ws/scoreboard?board=main&board=weekly"}, 400),
         ({"path": "/ws/scoreboard?board=%ff"}, 400),
         ({"path": "/ws/scoreboard?" + "a=1&" * 40}, 400),
+        ({"path": "/ws/scoreboard?season=2026-W48"}, 400),
+        ({"path": f"/ws/scoreboard?token={JWT}"}, 400),
         ({"drop": ("Host",)}, 400),
         ({"headers": [("Host", "other.test")]}, 400),
         ({"drop": ("Host",), "headers": [("Host", " ")]}, 400),
@@ -147,7 +149,7 @@ def test_426_names_protocol_and_version() -> None:
 
 @pytest.mark.parametrize(
     ("query", "board"),
-    [("", "main"), ("?board=weekly", "weekly"), ("?x=1&board=main&token=abc", "main")],
+    [("", "main"), ("?board=weekly", "weekly"), ("?&board=main&", "main")],
 )
 def test_default_board_is_the_first_one(query: str, board: str) -> None:
     request = parsed(path=f"/ws/scoreboard{query}")
@@ -166,7 +168,6 @@ def test_default_board_is_the_first_one(query: str, board: str) -> None:
         ({"subprotocols": f"bearer.{JWT} ,chat,scoreboard.v1"}, JWT, True),
         ({"headers": [("Authorization", f"bearer  {JWT} ")]}, JWT, False),
         ({"headers": [("Cookie", f"token={JWT}"), ("X-Consumer-Id", "alice")]}, "", False),
-        ({"path": f"/ws/scoreboard?token={JWT}&access_token={JWT}"}, "", False),
     ],
     ids=str,
 )

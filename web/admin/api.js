@@ -20,6 +20,7 @@
  *   users: number | null, limits: Limits}} AdminBoard
  * @typedef {{board: string, score: number | null, rank: number | null, bannedBy: string | null}}
  *   UserBoard
+ * @typedef {{board: string, season: string, score: number, rank: number | null}} UserSeason
  * @typedef {{actionId: string, delta: number, score: number, at: number}} HistoryRow
  * @typedef {{number: number, at: string, actor: string, action: string, board: string | null,
  *   detail: {[name: string]: any}}} AuditRow

@@ -5,6 +5,7 @@
  * @typedef {import("./api.js").HistoryRow} HistoryRow
  * @typedef {import("./api.js").Kind} Kind
  * @typedef {import("./api.js").UserBoard} UserBoard
+ * @typedef {import("./api.js").UserSeason} UserSeason
  * @typedef {import("./main.js").Context} Context
  */
 
@@ -53,14 +54,15 @@ async function showSearch(context) {
 /** @param {Context} context */
 async function showPlayer(context) {
   const [userId, wanted] = context.args;
-  /** @type {{name: string | null, boards: UserBoard[]}} */
-  const { name, boards } = await context.api.get(`/users/${encodeURIComponent(userId)}`);
+  /** @type {{name: string | null, boards: UserBoard[], seasons: UserSeason[]}} */
+  const { name, boards, seasons } = await context.api.get(`/users/${encodeURIComponent(userId)}`);
   context.setHeading(userId);
   const chosen = boards.find(({ board }) => board === (wanted ?? boards[0]?.board));
   const parts = [
     make("p", { class: "lead" }, link(context.addressOf("players"), "All players"),
       ...(name === null ? [] : [" · Name: ", identifier(name)])),
     boards.length ? boardTable(context, userId, boards, chosen) : null,
+    seasons.length ? seasonTable(context, seasons) : null,
   ];
   if (wanted !== undefined && chosen === undefined) {
     return [...parts, make("p", { class: "hint" }, `The player has no score on ${wanted}.`)];
@@ -102,6 +104,19 @@ function boardTable(context, userId, boards, chosen) {
       : make("span", { class: "badge", "data-state": "closed", title: `by act ${bannedBy}` }, "banned");
     return [address, formatNumber(score), formatNumber(rank), state];
   }));
+}
+
+/**
+ * @param {Context} context
+ * @param {UserSeason[]} seasons
+ */
+function seasonTable(context, seasons) {
+  const columns = [
+    { head: "Ended season" }, { head: "Board" }, { head: "Score", isNumber: true }, { head: "Rank", isNumber: true },
+  ];
+  return table("Ended seasons", columns, seasons.map(({ board, season, score, rank }) => [
+    season, link(context.addressOf("seasons", board), board), formatNumber(score), formatNumber(rank),
+  ]));
 }
 
 /**

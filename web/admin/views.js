@@ -13,7 +13,7 @@ import { actList } from "./act-list.js";
 import { button, field, filterForm, identifier, input, link, make, paged, select, table, valuesOf } from "./elements.js";
 import { describeLimits, describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
 
-const BOARD_PATTERN = "[a-z0-9_.\\-]{1,32}";
+const BOARD_PATTERN = "(?!\\.\\.?$)[a-z0-9_.\\-]{1,32}";
 const SCORE_MAX = 2 ** 31 - 1;
 const PAGE = 50;
 

@@ -25,8 +25,9 @@ from api.endpoints.admin.sessions import (
     sessions_of,
 )
 from api.endpoints.fast_reads import PRIVATE
-from api.endpoints.scores import BEARER, AnyRequest, read_parameters
-from scoreboard.errors import ForeignOrigin, NotFound
+from api.endpoints.parameters import read_parameters
+from api.endpoints.scores import BEARER, AnyRequest, DecodedRequest
+from scoreboard.errors import ActConflict, ForeignOrigin
 from scoreboard.ledger.acts import ACT_ID_PATTERN, Act, ActFilter, ActState, select_act, select_acts
 from scoreboard.model import BOARD_PATTERN, ID_PATTERN, Board, Row
 from scoreboard.moderation.acts import Done
@@ -50,7 +51,7 @@ _PERFORM: Final = (
     "again with the same `id`; another act with this id gets 409. The score changes at once, and "
     "viewers see it. `committed` is false if PostgreSQL has not confirmed it within 5 seconds."
 )
-_NOT_HERE: Final = {ForeignOrigin}
+_NOT_HERE: Final = {ForeignOrigin, ActConflict}
 _WRITE: Final = (400, 401, 403, 404, 409, 413, 415, 422, 429, 503)
 """The statuses of a request with an act."""
 
@@ -61,6 +62,7 @@ class Acts(Controller):
     path = "/api/admin/acts"
     tags = ("administration",)
     guards = (require_administrator, read_parameters)
+    request_class = DecodedRequest
 
     @post(
         "/preview",
@@ -75,7 +77,7 @@ class Acts(Controller):
     async def preview(self, request: AnyRequest, data: JSONBody[ActPlan]) -> Response[PreviewReply]:
         """Show what an act would do."""
         sessions = sessions_of(request)
-        async with sessions.open() as session:
+        async with sessions.open(changes=True) as session:
             board = await _board_of(session, data)
             moderator = sessions.moderator(session, board, caller_of(request))
             plan = await moderator.plan(data.request)
@@ -102,12 +104,12 @@ class Acts(Controller):
         description=_PERFORM,
         security=SECURITY,
         response_description="The act was applied, by this or an earlier request.",
-        responses=admin_problems(*_WRITE, omitted=_NOT_HERE),
+        responses=admin_problems(*_WRITE, omitted={ForeignOrigin}),
     )
     async def perform(self, request: AnyRequest, data: JSONBody[ActRequest]) -> Response[ActReply]:
         """Perform an act."""
         sessions = sessions_of(request)
-        async with sessions.open() as session:
+        async with sessions.open(changes=True) as session:
             board = await _board_of(session, data)
             moderator = sessions.moderator(session, board, caller_of(request))
             wanted = data.request
@@ -118,7 +120,7 @@ class Acts(Controller):
                 require_in_bounds(board, plan, found)  # else the act is recorded as refused
                 done = await moderator.perform(wanted, plan, reason=data.reason, act_id=data.id)
             act = await select_act(session.connection, data.id)
-        return _respond(act, done)
+        return _respond(act, await sessions.await_commit(board, act, done))
 
     @get(
         "/",
@@ -164,25 +166,20 @@ class Acts(Controller):
     ) -> Response[ActReply]:
         """Complete an act."""
         sessions = sessions_of(request)
-        async with sessions.open() as session:
-            act = await _find_act(session, act_id)
+        async with sessions.open(changes=True) as session:
+            act = await select_act(session.connection, act_id)
             board = await find_board(session, act.board)
             done = await sessions.moderator(session, board, caller_of(request)).resume(act_id)
-        return _respond(act, done)
-
-
-async def _find_act(session: Session, act_id: str) -> Act:
-    try:
-        return await select_act(session.connection, act_id)
-    except NotFound:
-        raise NotFound(f"There is no act {act_id}") from None
+        return _respond(act, await sessions.await_commit(board, act, done))
 
 
 async def _board_of(session: Session, plan: ActPlan) -> Board:
     """Return the board of an act; an undo has that of the act that it undoes."""
     wanted = plan.request
     if isinstance(wanted, Undo):
-        return await find_board(session, (await _find_act(session, wanted.act_id)).board)
+        return await find_board(
+            session, (await select_act(session.connection, wanted.act_id)).board
+        )
     return await find_board(session, str(plan.board))
 
 

@@ -15,6 +15,7 @@ from api.documents.admin_schemas import (
     NewBoard,
     NewBoardRules,
 )
+from api.documents.forms import AFTER_PATTERN
 from api.documents.responses import admin_problems
 from api.endpoints.admin.acts import HEADERS, SECURITY
 from api.endpoints.admin.sessions import (
@@ -26,8 +27,10 @@ from api.endpoints.admin.sessions import (
     sessions_of,
 )
 from api.endpoints.board_pages import describe_board
-from api.endpoints.scores import AnyRequest, read_parameters
+from api.endpoints.parameters import read_parameters
+from api.endpoints.scores import AnyRequest, DecodedRequest
 from scoreboard.errors import (
+    ActConflict,
     ForeignOrigin,
     OperatorMistake,
     Unavailable,
@@ -48,7 +51,7 @@ PAGE_MAX: Final = 50
 """Maximum boards of a page; each costs a call to Redis."""
 
 BoardPath = Annotated[str, PathParameter(pattern=BOARD_PATTERN, description="The board.")]
-_NOT_HERE: Final = {ForeignOrigin, UnknownUser}
+_NOT_HERE: Final = {ActConflict, ForeignOrigin, UnknownUser}
 _CREATE: Final = (
     "Makes a board with fixed rules and opens it; every service serves it within two seconds. If "
     "it exists with the same rules and visibility, it is opened if necessary, so the request can "
@@ -62,6 +65,7 @@ class AdminBoards(Controller):
     path = "/api/admin/boards"
     tags = ("administration",)
     guards = (require_administrator, read_parameters)
+    request_class = DecodedRequest
 
     @get(
         "/",
@@ -82,7 +86,7 @@ class AdminBoards(Controller):
         after: Annotated[
             str,
             QueryParameter(
-                pattern=BOARD_PATTERN.replace("{1,", "{0,"),
+                pattern=AFTER_PATTERN,
                 description="The name after which the page starts.",
             ),
         ] = "",
@@ -109,7 +113,7 @@ class AdminBoards(Controller):
         """Make a board."""
         wanted = Board(data.name, Layout(rules=_rules_of(data.rules)), data.public)
         actor = actor_of(caller_of(request))
-        async with sessions_of(request).open() as session:
+        async with sessions_of(request).open(changes=True) as session:
             if not await create_board(session.connection, wanted, actor=actor):
                 held = await find_board(session, wanted.name)
                 if (held.layout.rules, held.is_public) != (wanted.layout.rules, wanted.is_public):
@@ -133,7 +137,7 @@ class AdminBoards(Controller):
         self, request: AnyRequest, name: BoardPath, data: JSONBody[BoardChange]
     ) -> Response[AdminBoard]:
         """Change a board."""
-        async with sessions_of(request).open() as session:
+        async with sessions_of(request).open(changes=True) as session:
             await change_board(
                 session.store,
                 session.connection,

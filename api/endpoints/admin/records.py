@@ -16,8 +16,10 @@ from api.documents.admin_schemas import (
     StatusReply,
     UserBoard,
     UserReply,
+    UserSeason,
     UsersReply,
 )
+from api.documents.forms import PRINTABLE
 from api.documents.responses import admin_problems
 from api.documents.schemas import HistoryReply
 from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY, BoardFilter, UserFilter
@@ -28,8 +30,10 @@ from api.endpoints.admin.sessions import (
     require_administrator,
     sessions_of,
 )
-from api.endpoints.scores import AnyRequest, UserPath, get_services, read_parameters
+from api.endpoints.parameters import read_parameters
+from api.endpoints.scores import AnyRequest, DecodedRequest, UserPath, get_services
 from scoreboard.errors import (
+    ActConflict,
     ForeignOrigin,
     NotFound,
     ScoreboardError,
@@ -43,17 +47,22 @@ from scoreboard.ledger.audit import AuditFilter, select_audit
 from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
-from scoreboard.ledger.users import search_users, select_names, select_user_boards
-from scoreboard.model import BOARD_PATTERN, END, Board, Partition
-
-PRINTABLE: Final = rf"^[^\x00-\x1f\x7f]+{END}"
-"""PostgreSQL has no NUL in a text."""
+from scoreboard.ledger.users import (
+    search_users,
+    select_names,
+    select_user_boards,
+    select_user_seasons,
+)
+from scoreboard.model import BOARD_PATTERN, Board, Partition
 
 FOUND_MAX: Final = 20
 """Maximum users of a search."""
 
 BOARDS_MAX: Final = 100
 """Maximum boards of a user or of the status."""
+
+SEASONS_MAX: Final = 100
+"""Maximum ended seasons of a user."""
 
 PENDING_MAX: Final = 1000
 """Pending acts and held actions are counted up to this number."""
@@ -68,6 +77,7 @@ class Records(Controller):
     path = "/api/admin"
     tags = ("administration",)
     guards = (require_administrator, read_parameters)
+    request_class = DecodedRequest
 
     @get(
         "/users",
@@ -102,7 +112,8 @@ class Records(Controller):
         "/users/{user_id:str}",
         operation_id="readUser",
         summary="Read a user",
-        description="Returns the boards on which the user has a score or is banned, at most 100.",
+        description="Returns the boards on which the user has a score or is banned, and its scores "
+        "and ranks in ended seasons, at most 100 of each.",
         security=SECURITY,
         response_description="The user.",
         responses=admin_problems(404, *_STATUSES, omitted={ForeignOrigin, UnknownBoard}),
@@ -112,19 +123,21 @@ class Records(Controller):
         async with sessions_of(request).open() as session:
             found = await select_user_boards(session.connection, user_id, limit=BOARDS_MAX)
             names = await select_names(session.connection, [user_id])
+            ended = await select_user_seasons(session.connection, user_id, limit=SEASONS_MAX)
             boards = [
                 await _place(session, user_id, one.board, one.score, one.banned_by) for one in found
             ]
-        if not boards and user_id not in names:
+        if not boards and not ended and user_id not in names:
             raise UnknownUser(f"User {user_id} has no score and no name")
-        reply = UserReply(user_id, names.get(user_id), tuple(boards))
+        seasons = tuple(UserSeason(one.board, one.season, one.score, one.rank) for one in ended)
+        reply = UserReply(user_id, names.get(user_id), tuple(boards), seasons)
         return Response(reply, headers=HEADERS)
 
     @get(
         "/users/{user_id:str}/history",
         operation_id="readHistoryOfUser",
         summary="Read the counted actions of any user",
-        description="As `/api/scores/users/{user_id}/history`, also of banned users.",
+        description="As `/api/scores/users/{userId}/history`, for any user.",
         security=SECURITY,
         response_description="A page of the history.",
         responses=admin_problems(404, *_STATUSES, omitted={ForeignOrigin, UnknownUser}),
@@ -228,14 +241,16 @@ class Records(Controller):
         return Response(HeldReply(tuple(_held_row(one) for one in found)), headers=HEADERS)
 
     @post(
-        "/held/{held_id:int}/void",
+        "/held/{held_id:str}/void",
         status_code=200,
         operation_id="voidHeld",
         summary="Void a held action",
         description="The action never counts; this cannot be undone. A repeat gets 409.",
         security=SECURITY,
         response_description="The action is voided.",
-        responses=admin_problems(404, 409, 413, 415, *_STATUSES, omitted={ForeignOrigin}),
+        responses=admin_problems(
+            404, 409, 413, 415, *_STATUSES, omitted={ActConflict, ForeignOrigin}
+        ),
     )
     async def void_held(
         self,
@@ -246,7 +261,7 @@ class Records(Controller):
         """Void a held action."""
         sessions = sessions_of(request)
         chosen = HeldFilter(ids=(held_id,))
-        async with sessions.open() as session:
+        async with sessions.open(changes=True) as session:
             found = await select_held(session.connection, chosen, limit=1)
             if not found:
                 raise NotFound(f"There is no held action {held_id}")

@@ -1,27 +1,33 @@
 """Who may administer, and the stores that an administrator's request uses.
 
-Invariants: few such requests run at once, and further ones are refused, so that they cannot take
-PostgreSQL's connections from the others; each has a connection of its own, because it may hold the
-operators' lock, which lasts as long as the connection.
+Invariants: few such requests run at once, and further ones wait and are then refused, so that they
+cannot take PostgreSQL's connections from the others; each has a connection of its own, because it
+may hold the operators' lock, which lasts as long as the connection. Who waits for a commit of the
+flusher holds no session; what can still wait for one, an act, does not keep reads from running.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final, cast
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from typing import Any, Final, cast
 
 import msgspec
 from litestar.handlers import BaseRouteHandler
 from msgspec import Struct
 
+from api.edge.bodies import body_decoder, require_distinct_fields
 from api.endpoints.fast_update import check_media_type
-from api.endpoints.scores import AnyConnection, AnyRequest, get_services
-from scoreboard.errors import Malformed, Overloaded, SettingInvalid
+from api.endpoints.scores import BODY, AnyConnection, AnyRequest, get_services
+from scoreboard.errors import Overloaded, SettingInvalid, Unavailable
+from scoreboard.ledger.acts import Act, select_act
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.sessions import require_operator, require_session
-from scoreboard.model import Board
-from scoreboard.moderation.acts import Moderator
+from scoreboard.model import Board, Partition
+from scoreboard.moderation.acts import Done, Moderator
+from scoreboard.moderation.plans import COMMIT_S, POLL_S, home_of
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.access import require_admin
 from scoreboard.security.credentials import require_secrets
@@ -30,7 +36,10 @@ from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
 
 SESSIONS_MAX: Final = 4
-"""Maximum requests of administrators at once in a process."""
+"""Maximum reads of administrators at once in a process, and the same number of changes."""
+
+WAIT_S: Final = 2.0
+"""Longest wait for a session."""
 
 STATEMENT_S: Final = 5
 """Time limit of a statement: PostgreSQL must not go on after the answer."""
@@ -62,7 +71,8 @@ class AdminSessions:
             database_secret=settings.admin_database_secret or settings.database_secret,
         )
         self._client = make_client(self._logins, name="admin")
-        self._running = 0
+        self._reads = asyncio.Semaphore(SESSIONS_MAX)
+        self._changes = asyncio.Semaphore(SESSIONS_MAX)
 
     async def start(self) -> None:
         """Read the secrets.
@@ -76,14 +86,17 @@ class AdminSessions:
         await self._client.aclose()
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[Session]:
-        """Yield a session.
+    async def open(self, *, changes: bool = False) -> AsyncIterator[Session]:
+        """Yield a session for a read, or for a change and what previews it.
 
         Raises Overloaded, DatabaseUnavailable, SchemaMismatch, UnsafeDatabase.
         """
-        if self._running >= SESSIONS_MAX:
-            raise Overloaded("Too many requests of administrators at the moment")
-        self._running += 1
+        places = self._changes if changes else self._reads
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await places.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many requests of administrators at the moment") from None
         try:
             connection = await connect(
                 self._logins, name="admin", autocommit=True, statement_timeout=f"{STATEMENT_S}s"
@@ -96,7 +109,7 @@ class AdminSessions:
             finally:
                 await connection.close()
         finally:
-            self._running -= 1
+            places.release()
 
     def moderator(self, session: Session, board: Board, caller: Caller) -> Moderator:
         """Return a moderator of a board, in the name of the caller."""
@@ -106,7 +119,32 @@ class AdminSessions:
             board,
             actor=actor_of(caller),
             stream_cap=self.settings.stream_cap,
+            awaits_commit=False,
         )
+
+    async def await_commit(self, board: Board, act: Act, done: Done) -> Done:
+        """Wait until PostgreSQL has an act, and return what is then known of it.
+
+        If that takes too long, or cannot be found out, ``is_committed`` is false.
+        """
+        if done.is_committed:
+            return done
+        is_committed = False
+        with suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(COMMIT_S):
+                await self._until_trimmed(home_of(board, act.user_id))
+                async with self.open() as session:
+                    found = await select_act(session.connection, act.id)
+                is_committed = found.state == "applied"
+        return msgspec.structs.replace(done, is_committed=is_committed)
+
+    async def _until_trimmed(self, partition: Partition) -> None:
+        """Wait until the flusher has committed what a partition has now, or it was reseeded."""
+        store = Store(self._client)
+        now = state = await store.state(partition)
+        while state.epoch == now.epoch and state.committed_seq < now.seq:
+            await asyncio.sleep(POLL_S)
+            state = await store.state(partition)
 
 
 def actor_of(caller: Caller) -> str:
@@ -122,18 +160,23 @@ async def find_board(session: Session, name: str) -> Board:
     return await select_board(session.connection, name)
 
 
-async def require_administrator(connection: AnyConnection, _: BaseRouteHandler) -> None:
-    """Check that the caller may administer, and then that the body is JSON (a guard)."""
+async def require_administrator(connection: AnyConnection, handler: BaseRouteHandler) -> None:
+    """Check that the caller may administer, and then decode the body (a guard)."""
     headers = dict(connection.scope["headers"])
     caller = await get_services(connection).verifier.authenticate(headers.get(b"authorization"))
     require_admin(caller)
     connection.state["caller"] = caller
-    if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+    data = handler.parsed_fn_signature.parameters.get("data")
+    if data is not None:
         check_media_type(headers.get(b"content-type"))
-        try:
-            await cast("AnyRequest", connection).json()  # the framework keeps the result
-        except (UnicodeDecodeError, RecursionError):  # which the framework takes for its own errors
-            raise Malformed("The body is not valid JSON") from None
+        body = await cast("AnyRequest", connection).body()
+        connection.state[BODY] = _decoder_of(data.annotation)(body)
+        require_distinct_fields(body)
+
+
+@cache
+def _decoder_of(kind: type[Any]) -> Callable[[bytes], Any]:
+    return body_decoder(kind)
 
 
 def sessions_of(request: AnyRequest) -> AdminSessions:

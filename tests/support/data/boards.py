@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from scoreboard.model import SLOT_COUNT, Board, Partition, pack
+from scoreboard.seasons import season_at
 from scoreboard.store.store import Store
 
 
@@ -45,6 +46,7 @@ async def open_partition(
         (pack(score, SLOT_COUNT - 1 - place), user) for place, (user, score) in enumerate(scores)
     ]
     await store.restore(partition, "test", page, first=True)
+    rules = board.layout.rules
     await store.open(
         partition,
         "test",
@@ -53,4 +55,5 @@ async def open_partition(
         seq=seq,
         stream_id="0-0",
         members=len(page),
+        season=str(season_at(rules, await store.now_s())) if rules.season else "",
     )
