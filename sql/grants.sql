@@ -18,6 +18,8 @@ GRANT SELECT ON seasons, season_standings TO scoreboard_api;
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
     backups, bans, held_actions, seasons, season_turns, season_standings
     TO scoreboard_flusher;
+-- Whether a held action was released; not who decided it, and why.
+GRANT SELECT (id, refused_at, undoes) ON acts TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard_flusher;
 -- The number and the hash of a row that it has inserted; not the rows' content.

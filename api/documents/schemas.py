@@ -209,7 +209,10 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 EndsAt = Annotated[
     int | UnsetType,
-    Meta(description="When the season ends, ms since 1970; not in final standings."),
+    Meta(
+        description="When the season ends, ms since 1970; not in final standings. If it is past, "
+        "the next season has not begun yet."
+    ),
 ]
 
 

@@ -172,3 +172,50 @@ async def test_updates_over_a_boundary_need_no_flusher(
     assert {answer.status_code for answer in (*first, *second, *repeats)} == {200}
     assert {answer.json()["newScore"] for answer in second} == {10}
     assert {answer.json()["replayed"] for answer in repeats} == {True}
+
+
+async def test_a_read_begins_the_next_season_without_flusher_and_updates(
+    start_api: StartApi, settings: Settings
+) -> None:
+    """Readers saw the standings of a season for as long as nobody played, with the flusher away."""
+    await open_board(settings)
+    client = await start_api(open=(), database_url=settings.database_url.reveal())
+    for user in ("alice", "bob", "carol"):
+        assert (await client.update(user)).status_code == 200
+    first = await read(client, "leaderboard")
+    assert len(first["leaderboard"]) == 3
+    end_season(settings)
+
+    async def is_over() -> bool:
+        return (await client.get("/api/scores/users/alice")).status_code == 404
+
+    began = time.monotonic()
+    await eventually_async(is_over, 5)
+    assert time.monotonic() - began < 3
+    now = await read(client, "leaderboard")
+    assert (now["leaderboard"], now["total"]) == ([], 0)
+    assert now["season"] != first["season"]
+    assert now["endsAt"] > time.time() * 1000
+    assert (await read(client, "rank", score=5))["rank"] == 1
+    assert (await read(client, "users", ids="alice,bob"))["notFound"] == ["alice", "bob"]
+
+
+async def test_a_season_that_cannot_end_is_shown_with_its_past_end(
+    start_api: StartApi, settings: Settings
+) -> None:
+    await open_board(settings)
+    client = await start_api(open=(), database_url=settings.database_url.reveal())
+    assert (await client.update("alice")).status_code == 200
+    first = await read(client, "leaderboard")
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as store:
+        for number in range(2):
+            store.hset(PartitionKeys(Partition("main", number)).meta, "state", "archived")
+    end_season(settings)
+
+    async def is_past() -> bool:
+        found = await read(client, "leaderboard")
+        return found["endsAt"] <= time.time() * 1000
+
+    await eventually_async(is_past, 5)
+    found = await read(client, "leaderboard")
+    assert (found["season"], ranking(found)) == (first["season"], [(1, "alice", 10)])

@@ -30,9 +30,10 @@ from scoreboard.recovery.board_changes import open_new_board
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.seasons import Season, season_at
 from scoreboard.store.client import make_client
-from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.keys import BOARDS, PartitionKeys
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     act,
@@ -266,6 +267,38 @@ async def test_a_season_ends_without_traffic_and_viewers_see_the_empty_board(wor
         await world.frozen(1)
     assert world.scores() == {(first, "alice"): 30, (first, "bob"): 20}
     await world.verify()
+
+
+async def test_a_season_that_does_not_end_is_measured_until_it_does(world: World) -> None:
+    await world.play(Action("alice", "win:1", 30))
+    with redis.Redis.from_url(world.settings.redis_url.reveal(), decode_responses=True) as client:
+
+        def set_zone(zone: str, before: str) -> None:
+            query(world.settings, "UPDATE boards SET time_zone = %s", zone)
+            client.hset(BOARDS, "main", str(client.hget(BOARDS, "main")).replace(before, zone))
+
+        def set_state(state: str) -> None:
+            for number in range(PARTITIONS):
+                client.hset(PartitionKeys(Partition("main", number)).meta, "state", state)
+
+        async with flushing(world.settings):
+            await world.drained()
+            await eventually_async(lambda: _overdue_s() == 0, 5)
+            set_zone("Nowhere/City", "UTC")  # as if the host had lost the zone
+            await world.end()
+            await eventually_async(lambda: _overdue_s() > 2, 15)
+            assert await world.shown() == {"alice": 30}
+            set_state("archived")  # an archived board keeps its season
+            await eventually_async(lambda: _overdue_s() == 0, 5)
+            set_state("open")
+            await eventually_async(lambda: _overdue_s() > 2, 5)
+            set_zone("UTC", "Nowhere/City")
+            await eventually_async(lambda: _is_empty(world), 10)
+            await eventually_async(lambda: _overdue_s() == 0, 5)
+
+
+def _overdue_s() -> float:
+    return REGISTRY.get_sample_value("scoreboard_season_overdue_seconds") or 0.0
 
 
 async def _is_empty(world: World) -> bool:
