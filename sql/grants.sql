@@ -38,6 +38,9 @@ GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_action
     TO scoreboard_operator;
 GRANT UPDATE (act_id, voided_at, voided_by, voided_reason) ON held_actions TO scoreboard_operator;
 GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
+-- The final standings of a season are computed again.
+GRANT UPDATE (revisions, revised_at) ON seasons TO scoreboard_operator;
+GRANT INSERT, DELETE ON season_standings TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (
     partitions, seen_seconds, seen_shards, is_public, state, points_per_action, points_per_window, window_s

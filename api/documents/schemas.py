@@ -235,7 +235,7 @@ class LeaderboardReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     ends_at: EndsAt = UNSET
 
 
-class SeasonSummary(Struct, frozen=True, rename="camel"):
+class SeasonSummary(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A season of a board."""
 
     id: SeasonId
@@ -243,13 +243,18 @@ class SeasonSummary(Struct, frozen=True, rename="camel"):
     ends_at: Annotated[int, Meta(description="When it ends, ms since 1970; outside of it.")]
     state: Annotated[
         Literal["open", "final"],
-        Meta(description="`final`: its standings never change again."),
+        Meta(description="`final`: its standings change only by a revision."),
     ]
     users: Annotated[int, Meta(ge=0, description="Users in the final standings; 0 before.")]
     winners: Annotated[
         tuple[RankedUser, ...],
         Meta(description="The first three of the final standings; empty before."),
     ]
+    revised_at: Annotated[
+        int | UnsetType,
+        Meta(description="When an operator last had the final standings computed again, ms since "
+             "1970, because an action of the season was counted later; omitted if never."),
+    ] = UNSET  # fmt: skip
 
 
 class SeasonsReply(Struct, frozen=True, omit_defaults=True):

@@ -69,7 +69,7 @@ class SeasonReader:
         frozen, rows = await self._final.run(read)
         named, mark = await self._reads.add_names(rows) if names else (unnamed(rows), "")
         reply = LeaderboardReply(named, frozen.users, 0, 0, season)
-        return encode_page(reply, f"-{season}{mark}")
+        return encode_page(reply, f"-{season}.{frozen.revisions}{mark}")
 
     async def standing(self, board: str, season: str, user_id: str, *, around: int) -> Page:
         """Read and encode a user's standing in a season.
@@ -99,7 +99,7 @@ class SeasonReader:
         percentile = percentile_of(row.rank, frozen.users)
         facts = (user_id, row.rank, row.score, frozen.users, 0, 0)
         reply = StandingReply(*facts, unnamed(near), percentile, season)
-        return encode_page(reply, f"-{season}")
+        return encode_page(reply, f"-{season}.{frozen.revisions}")
 
     async def seasons(self, board: str, *, limit: int, before: str | None) -> Page:
         """Read and encode a page of the seasons of a board, latest first.
@@ -118,6 +118,7 @@ class SeasonReader:
                 "final" if one.is_frozen else "open",
                 one.users,
                 tuple(RankedUser(row.rank, row.user_id, row.score) for row in one.winners),
+                UNSET if one.revised_at is None else _ms(one.revised_at),
             )
             for one in found[:limit]
         )

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from scoreboard.errors import NotFound
-from scoreboard.events import Event, event_time
+from scoreboard.events import Event, event_time, season_id_of
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import where
 from scoreboard.model import LimitKind, Partition, user_uuid
@@ -60,6 +60,8 @@ class HeldAction(Struct, frozen=True, kw_only=True):
     act_id: str | None
     voided_by: str | None
     voided_reason: str | None
+    season: str | None
+    """The season in which it was held; None on a board without seasons."""
 
 
 class Waiting(Struct, frozen=True):
@@ -101,6 +103,7 @@ async def insert_held(
         "limits": [event.limit for event in events],
         "requests": [event.request_id or None for event in events],
         "times": [event_time(event.stream_id) for event in events],
+        "seasons": [season_id_of(event.season) or None for event in events],
     }
     row = await (await connection.execute(_INSERT_HELD, parameters)).fetchone()
     return Held(*row) if row else Held()

@@ -74,6 +74,7 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "backup record": EventClass("database", ("info",)),
     "dead apply": _REBUILT,
     "dead discard": _REBUILT,
+    "season revise": _REBUILT,
     "act correct": _MODERATED,
     "act void": _MODERATED,
     "act void window": _MODERATED,

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -12,11 +13,13 @@ from flusher import seasons
 from scoreboard.model import Action, Layout, Partition, Rules
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import PartitionKeys
-from tests.support.clients.commands import Run
+from tests.support.clients.commands import Done, Run
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import act, flushing, is_drained, query
 
 RULES = Rules(season="weekly", time_zone="Europe/Berlin")
+UTC_RULES = Rules(season="weekly", time_zone="UTC")
+LIMIT = ("--max-points-per-action", "10")
 
 
 @pytest.fixture
@@ -60,10 +63,41 @@ async def test_a_board_with_seasons_is_created_played_and_listed(
         {"rank": 1, "userId": "alice", "score": 30},
         {"rank": 2, "userId": "bob", "score": 20},
     ]
+    query(settings, "UPDATE season_standings SET score = 99 WHERE rank = 2")
+    revise = ("season", "revise", "league", first, "--reason", "changed by hand", "--yes")
+    assert "2 users" in (await asyncio.to_thread(command, *revise)).err
+    again = await asyncio.to_thread(command, "season", "top", "league", first, "--json")
+    assert again.out == top.out
+    open_ = await asyncio.to_thread(command, "season", "revise", "league", "1999-W01", *revise[4:])
+    assert "has no final season" in open_.err
     unknown = await asyncio.to_thread(command, "season", "top", "league", "1999-W01")
     assert "has no season" in unknown.err
     exported = await asyncio.to_thread(command, "export", "board", "league")
     assert exported.out.splitlines() == ["rank,userId,score,reachedAt"]
+
+
+async def test_an_action_of_an_ended_season_is_released_in_the_current_one(
+    command: Run, settings: Settings
+) -> None:
+    for words in (("create", "league", "--season", "weekly"), ("set", "league", *LIMIT)):
+        assert (await asyncio.to_thread(command, "board", *words)).code == 0
+    async with flushing(settings):
+        await act(settings, Action("alice", "win:1", 30, rules=UTC_RULES), board="league")
+        await eventually_async(lambda: is_drained(settings, "league"))
+        query(settings, "UPDATE held_actions SET season = '1999-W01'")
+        release = ("held", "release", "--user", "alice", "--board", "league", "--yes")
+        why = ("--reason", "checked", "--json")
+        refused = await asyncio.to_thread(command, *release, *why)
+        assert (refused.code, result(refused)["outcome"]) == (5, "refused")
+        assert "is of season 1999-W01, which is over" in refused.out
+        done = await asyncio.to_thread(command, *release, *why, "--in-current-season")
+    assert (done.code, result(done)["score"]) == (0, 30)
+
+
+def result(done: Done) -> dict[str, Any]:
+    """Return the only result; the flusher of the test logs to the same place before it."""
+    [one] = json.loads(done.out.splitlines()[-1])
+    return one
 
 
 def test_a_file_of_boards_has_seasons(command: Run, tmp_path: Path) -> None:

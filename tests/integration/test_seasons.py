@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -11,9 +12,10 @@ from flusher import seasons
 from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.acts import ActFilter, select_acts
-from scoreboard.ledger.boards import insert_board, select_board
+from scoreboard.ledger.boards import insert_board, select_board, set_board_limits
 from scoreboard.ledger.dead_letters import Overrides
 from scoreboard.ledger.exports import open_rows, user_tables
+from scoreboard.ledger.held import HeldFilter, select_held
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
     current_scores,
@@ -23,9 +25,18 @@ from scoreboard.ledger.seasons import (
     select_seasons,
 )
 from scoreboard.ledger.users import UserOnBoard, select_user, select_user_boards
-from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
+from scoreboard.model import (
+    Action,
+    Board,
+    Layout,
+    Limits,
+    Partition,
+    Receipt,
+    Rules,
+    partition_of,
+)
 from scoreboard.moderation.acts import Moderator
-from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
+from scoreboard.moderation.plans import BanChange, Correction, Release, Request, Undo, Void
 from scoreboard.recovery.board_changes import open_new_board
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.recovery.verify import verify
@@ -159,7 +170,7 @@ class World:
     async def connected(self) -> Connection:
         return await connect(self.settings, name="test", autocommit=True)
 
-    async def moderate(self, *requests: Correction | Void | BanChange | Undo) -> list[str]:
+    async def moderate(self, *requests: Request) -> list[str]:
         done: list[str] = []
         for request in requests:
             connection = await self.connected()
@@ -674,4 +685,180 @@ async def test_a_dead_letter_counts_in_the_season_of_its_action(world: World) ->
         await world.drained()
         await eventually_async(lambda: _shows(world, {"alice": 5}), 20)
     assert world.sums() == {(first, "alice"): 33, (second, "alice"): 5}
+    await world.verify()
+
+
+def write_unreadable(world: World, user: str, action: str) -> None:
+    """Write an action of the current season to the stream, with points that cannot be read."""
+    keys = PartitionKeys(Partition("main", partition_of(user, PARTITIONS)))
+    with redis.Redis.from_url(world.settings.redis_url.reveal(), decode_responses=True) as client:
+        season = str(client.hget(keys.meta, "season"))
+        seq = client.hincrby(keys.meta, "seq", 1)
+        fields = {"q": seq, "u": user, "a": action, "d": "x", "s": 33, "e": 1, "p": season}
+        client.xadd(keys.events, fields)
+
+
+async def apply_dead(world: World, deltas: dict[str, int]) -> list[str]:
+    """Apply the dead letters of users with these points; return the details."""
+    connection = await world.connected()
+    try:
+        entries = await dead_letters.select_entries(connection, "main", after=0, limit=10)
+        await dead_letters.lock_board(connection, world.board)
+        done = [
+            await dead_letters.apply(
+                connection,
+                world.board,
+                entry.id,
+                actor="me",
+                overrides=Overrides(delta=deltas[entry.user_id]),
+            )
+            for entry in entries
+            if entry.user_id in deltas
+        ]
+    finally:
+        await connection.close()
+    assert [one.outcome for one in done] == ["applied"] * len(deltas)
+    return [one.detail for one in done]
+
+
+def standings(world: World) -> list[tuple[int, str, int]]:
+    return query(
+        world.settings,
+        "SELECT t.rank, u.external_id, t.score FROM season_standings t"
+        " JOIN users u ON u.id = t.user_id ORDER BY t.season, t.rank",
+    )
+
+
+async def stored_dead(world: World, count: int) -> None:
+    """Wait until there are ``count`` dead letters; what has no seq moves no position."""
+    rows = "SELECT 1 FROM dead_events"
+    await eventually_async(lambda: len(query(world.settings, rows)) == count, 20)
+
+
+async def test_a_dead_letter_that_is_applied_after_the_freeze_revises_the_standings(
+    world: World,
+) -> None:
+    """It counted in the ledger and the scores of its season, and not in the final standings."""
+    first = await world.season()
+    await world.play(
+        Action("alice", "win:1", 30), Action("bob", "win:1", 31), Action("eve", "win:1", 90)
+    )
+    for user in ("alice", "carol", "eve"):
+        write_unreadable(world, user, "win:2")
+    async with flushing(world.settings):
+        await stored_dead(world, 3)
+        [ban] = await world.moderate(BanChange("eve", "ban"))
+        await world.end()
+        await world.frozen(1)
+        await world.drained()
+        assert standings(world) == [(1, "bob", 31), (2, "alice", 30)]
+        await world.moderate(Undo(ban), BanChange("bob", "ban"))
+        details = await apply_dead(world, {"alice": 3, "carol": 7})
+        assert details == [f"counted, and the final standings of {first} revised"] * 2
+        # Who was banned when the season ended stays out, and who was not stays in.
+        assert standings(world) == [(1, "alice", 33), (2, "bob", 31), (3, "carol", 7)]
+        await apply_dead(world, {"eve": 1})
+        assert standings(world) == [(1, "alice", 33), (2, "bob", 31), (3, "carol", 7)]
+        await world.drained()
+        connection = await world.connected()
+        [season] = await select_seasons(connection, "main", limit=1, before=await world.season())
+        await connection.close()
+        assert (season.id, season.is_frozen, season.users) == (first, True, 3)
+        assert season.revised_at is not None
+    assert query(world.settings, "SELECT revisions FROM seasons ORDER BY starts_at")[0] == (3,)
+    rows = query(world.settings, "SELECT detail FROM audit_log WHERE action = 'season revise'")
+    assert [row[0]["users"] for row in rows] == [2, 3, 3]
+    assert world.sums()[first, "alice"] == 33
+    await world.verify()
+
+
+async def test_a_dead_letter_before_the_freeze_revises_nothing(world: World) -> None:
+    await world.play(Action("bob", "win:1", 31))
+    write_unreadable(world, "alice", "win:2")
+    async with flushing(world.settings):
+        await stored_dead(world, 1)
+        assert await apply_dead(world, {"alice": 40}) == ["counted"]
+        await world.end()
+        await world.frozen(1)
+    assert standings(world) == [(1, "alice", 40), (2, "bob", 31)]
+    assert query(world.settings, "SELECT 1 FROM audit_log WHERE action = 'season revise'") == []
+    await world.verify()
+
+
+async def test_a_freeze_waits_for_a_dead_letter_that_is_being_applied(world: World) -> None:
+    """A freeze between the ledger's row and its commit would miss the row for ever."""
+    first = await world.season()
+    await world.play(Action("bob", "win:1", 31))
+    write_unreadable(world, "alice", "win:2")
+    async with flushing(world.settings):
+        await stored_dead(world, 1)
+    connection, freezing = await world.connected(), await world.connected()
+    try:
+        async with connection.transaction():
+            [entry] = await dead_letters.select_entries(connection, "main", after=0, limit=10)
+            await dead_letters.lock_board(connection, world.board)
+            await dead_letters.apply(
+                connection, world.board, entry.id, actor="me", overrides=Overrides(delta=40)
+            )
+            assert not await freeze_season(freezing, "main", first)
+        assert await freeze_season(freezing, "main", first)
+    finally:
+        await connection.close()
+        await freezing.close()
+    assert standings(world) == [(1, "alice", 40), (2, "bob", 31)]
+
+
+async def test_an_action_held_in_an_earlier_season_counts_only_if_it_is_asked_for(
+    world: World,
+) -> None:
+    """It counted in the season in which it happened to be released, without a word."""
+    limits = Limits(per_action=100)
+    async with await connect(world.settings, name="test") as connection:
+        await set_board_limits(connection, "main", limits)
+    world.board = msgspec.structs.replace(world.board, limits=limits)
+    async with store_of(world.settings) as store:
+        for number in range(PARTITIONS):
+            await store.configure(Partition("main", number), world.board)
+    first = await world.season()
+    async with flushing(world.settings):
+        await world.play(
+            Action("alice", "win:1", 30),
+            Action("alice", "win:2", 500),
+            Action("bob", "win:1", 600),
+            Action("carol", "win:1", 700),
+        )
+        await world.drained()
+        connection = await world.connected()
+        early, late, voided = await select_held(connection, HeldFilter(), limit=9)
+        by_user = {one.user_id: one for one in (early, late, voided)}
+        assert {one.season for one in by_user.values()} == {first}
+        await world.moderate(Release(by_user["alice"].id))  # of the current season
+        await world.drained()
+        await world.end()
+        await world.frozen(1)
+        second = await world.season()
+        refused = Release(by_user["bob"].id)
+        with pytest.raises(OperatorMistake, match=f"is of season {first}, which is over"):
+            await world.moderate(refused)
+        query(  # as an older flusher; end() has moved the end of the season
+            world.settings,
+            "UPDATE held_actions SET season = NULL, occurred_at = occurred_at - INTERVAL '1 min'",
+        )
+        with pytest.raises(OperatorMistake, match=f"is of season {first}, which is over"):
+            await world.moderate(refused)
+        [act_id] = await world.moderate(Release(by_user["bob"].id, in_current_season=True))
+        await world.drained()
+        assert await world.shown() == {"bob": 600}
+        acts = await select_acts(connection, ActFilter(user_id="bob"), limit=1)
+        assert acts[0].detail["heldIn"] == first
+        async with store_of(world.settings) as store:
+            moderator = Moderator(store, connection, world.board, actor="me", stream_cap=1000)
+            await moderator.void_held(by_user["carol"].id, reason="too late")
+        await world.moderate(Undo(act_id))
+        await world.drained()
+        [again] = await select_held(connection, HeldFilter(state="held"), limit=9)
+        assert again.user_id == "bob"
+        await connection.close()
+    assert standings(world) == [(1, "alice", 530)]
+    assert world.sums() == {(first, "alice"): 530, (second, "bob"): 0}
     await world.verify()
