@@ -292,7 +292,7 @@ class PlacedUser(RankedUser, frozen=True, kw_only=True, rename="camel", omit_def
     place: Annotated[int, Meta(ge=1, le=USERS_MAX, description="Rank among the users asked for.")]
 
 
-class StandingsReply(Struct, frozen=True, rename="camel"):
+class StandingsReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     """The standings of some users, best first."""
 
     users: tuple[PlacedUser, ...]
@@ -303,9 +303,10 @@ class StandingsReply(Struct, frozen=True, rename="camel"):
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
     epoch: int
     seq: int
+    season: SeasonId | UnsetType = UNSET
 
 
-class ScoreRankReply(Struct, frozen=True):
+class ScoreRankReply(Struct, frozen=True, omit_defaults=True):
     """The rank that a user who reached a score now would get."""
 
     score: Annotated[int, Meta(ge=0)]
@@ -314,6 +315,7 @@ class ScoreRankReply(Struct, frozen=True):
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
     epoch: int
     seq: int
+    season: SeasonId | UnsetType = UNSET
 
 
 class CutoffReply(Struct, frozen=True, omit_defaults=True):
@@ -333,6 +335,7 @@ class CutoffReply(Struct, frozen=True, omit_defaults=True):
              "arrival ranks last among equals. The worst score that the board allows if it has "
              "fewer users; omitted if no score suffices."),
     ] = UNSET  # fmt: skip
+    season: SeasonId | UnsetType = UNSET
 
 
 class HistoryRow(Struct, frozen=True, rename="camel"):

@@ -30,7 +30,7 @@ from api.documents.schemas import (
 from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import BoardArchived, Fenced, Invalid, ScoreboardError, Uninitialised
-from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Partition, Row, Window
+from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Partition, Row, Rules, Window
 from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.seasons import Season
@@ -267,23 +267,7 @@ class BoardReader:
         found = await self._store.standings(board, user_ids)
         self._note_position(board, found.epoch, found.seq)
         rows, mark = await self.add_names(found.rows) if names else (unnamed(found.rows), "")
-        ranked = {row.user_id for row in rows}
-        reply = StandingsReply(
-            tuple(
-                PlacedUser(
-                    place=place,
-                    rank=row.rank,
-                    user_id=row.user_id,
-                    score=row.score,
-                    name=row.name,
-                )
-                for place, row in enumerate(rows, 1)
-            ),
-            tuple(user_id for user_id in user_ids if user_id not in ranked),
-            found.total,
-            found.epoch,
-            found.seq,
-        )
+        reply = StandingsReply(*placed(rows, user_ids), found.total, found.epoch, found.seq)
         return encode_page(reply, mark)
 
     async def rank_of_score(self, board: str, score: int) -> Page:
@@ -303,16 +287,7 @@ class BoardReader:
         Raises Invalid for a rank that is too deep, Uninitialised, RedisUnavailable, Overloaded.
         """
         window = await self._read_window(board, 1, rank - 1, what="rank")
-        rules = (await self.board(board)).layout.rules
-        best, worst, step = rules.score_max, rules.score_min, 1
-        if rules.order == "lowest":
-            best, worst, step = worst, best, -1
-        score: int | UnsetType = UNSET
-        needed: int | UnsetType = worst
-        if window.rows:
-            score = window.rows[0].score
-            # A new arrival ranks last among equals.
-            needed = score + step if score != best else UNSET
+        score, needed = cutoff_of((await self.board(board)).layout.rules, window.rows)
         return encode_page(
             CutoffReply(rank, window.total, window.epoch, window.seq, score=score, needed=needed)
         )
@@ -380,6 +355,41 @@ class BoardReader:
             for row in rows
         )
         return named, f"-{zlib.crc32(repr(sorted(names.items())).encode()):08x}"
+
+
+def placed(
+    rows: Sequence[RankedUser], user_ids: Sequence[str]
+) -> tuple[tuple[PlacedUser, ...], tuple[str, ...]]:
+    """Return the rows of some users with their places among them, and the users without a row."""
+    ranked = {row.user_id for row in rows}
+    return (
+        tuple(
+            PlacedUser(
+                place=place,
+                rank=row.rank,
+                user_id=row.user_id,
+                score=row.score,
+                name=row.name,
+            )
+            for place, row in enumerate(rows, 1)
+        ),
+        tuple(user_id for user_id in user_ids if user_id not in ranked),
+    )
+
+
+def cutoff_of(rules: Rules, rows: Sequence[Row]) -> tuple[int | UnsetType, int | UnsetType]:
+    """Return the score at a rank, and the one that takes it; ``rows`` is empty without such a rank.
+
+    The score is UNSET without one, and the other if no score suffices.
+    """
+    best, worst, step = rules.score_max, rules.score_min, 1
+    if rules.order == "lowest":
+        best, worst, step = worst, best, -1
+    if not rows:
+        return UNSET, worst
+    score = rows[0].score
+    # A new arrival ranks last among equals.
+    return score, score + step if score != best else UNSET
 
 
 def percentile_of(rank: int, total: int) -> float:

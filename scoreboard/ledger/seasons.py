@@ -8,6 +8,7 @@ the connection and its transaction. Each constant has the name of its query file
 the two sets.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -27,6 +28,8 @@ _SELECT_SEASONS: Final = resources.query("select_seasons")
 _SELECT_SEASON: Final = resources.query("select_season")
 _SELECT_STANDINGS: Final = resources.query("select_season_standings")
 _SELECT_STANDING: Final = resources.query("select_season_standing")
+_SELECT_STANDINGS_OF: Final = resources.query("select_season_standings_of")
+_SELECT_SCORE_RANK: Final = resources.query("select_season_score_rank")
 _LOCK_SEASON: Final = resources.query("lock_season")
 _REVISE: Final = resources.query("revise_season")
 
@@ -206,3 +209,31 @@ async def select_season_standing(
     async with translate_errors():
         row = await (await connection.execute(_SELECT_STANDING, parameters)).fetchone()
     return Row(row[0], user_id, row[1]) if row else None
+
+
+async def select_season_standings_of(
+    connection: Connection, board: str, season: str, user_ids: Sequence[str]
+) -> tuple[Row, ...]:
+    """Read the final standings of some users in a season, best first; without those who have none.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "users": list(user_ids)}
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_STANDINGS_OF, parameters)).fetchall()
+    return tuple(Row(*row) for row in rows)
+
+
+async def count_season_scores(
+    connection: Connection, board: Board, season: str, score: int
+) -> tuple[int, int]:
+    """Count the users of a frozen season with a better score, and with this score or a better one.
+
+    Raises DatabaseUnavailable.
+    """
+    is_lowest = board.layout.rules.order == "lowest"
+    place = {"board": board.name, "season": season}
+    parameters = {**place, "score": score, "is_lowest_best": is_lowest}
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_SCORE_RANK, parameters)).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)

@@ -1,6 +1,7 @@
 """Seasons of a few seconds: each action counts in one of them, whatever happens at the boundary."""
 
 import asyncio
+import random
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from scoreboard.ledger.exports import open_rows, user_tables
 from scoreboard.ledger.held import HeldFilter, select_held
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
+    count_season_scores,
     current_scores,
     freeze_season,
     select_season_standing,
@@ -862,3 +864,36 @@ async def test_an_action_held_in_an_earlier_season_counts_only_if_it_is_asked_fo
     assert standings(world) == [(1, "alice", 530)]
     assert world.sums() == {(first, "alice"): 530, (second, "bob"): 0}
     await world.verify()
+
+
+@pytest.mark.parametrize("order", ["highest", "lowest"])
+async def test_the_rank_of_a_score_in_a_season_is_found_without_reading_all_rows(
+    world: World, order: str
+) -> None:
+    choose = random.Random(7)
+    rules = msgspec.structs.replace(LONG, order=order)
+    board = Board("main", Layout(PARTITIONS, 1000, 4, rules))
+    query(
+        world.settings,
+        "INSERT INTO seasons (board, season, starts_at, ends_at, frozen_at)"
+        " VALUES ('main', 'S', now() - INTERVAL '2 days', now() - INTERVAL '1 day', now()),"
+        " ('main', 'NONE', now() - INTERVAL '9 days', now() - INTERVAL '8 days', now())",
+    )
+    scores = sorted((choose.randint(0, 40) * 2 for _ in range(57)), reverse=order == "highest")
+    for rank, score in enumerate(scores, 1):
+        query(
+            world.settings,
+            "WITH one AS (INSERT INTO users (id, external_id) VALUES (gen_random_uuid(), %s)"
+            " RETURNING id)"
+            " INSERT INTO season_standings SELECT 'main', 'S', %s, id, %s FROM one",
+            *(f"user{rank}", rank, score),
+        )
+    connection = await world.connected()
+    try:
+        for score in range(83):
+            better = sum(one < score if order == "lowest" else one > score for one in scores)
+            found = await count_season_scores(connection, board, "S", score)
+            assert found == (better, better + scores.count(score)), score
+        assert await count_season_scores(connection, board, "NONE", 5) == (0, 0)
+    finally:
+        await connection.close()
