@@ -64,8 +64,13 @@ async def test_a_board_with_seasons_is_created_played_and_listed(
         {"rank": 2, "userId": "bob", "score": 20},
     ]
     query(settings, "UPDATE season_standings SET score = 99 WHERE rank = 2")
+    verify = ("verify", "--board", "league", "--season", first)
+    wrong = await asyncio.to_thread(command, *verify)
+    assert (wrong.code, wrong.out.count("season standings")) == (1, 1)
+    assert (await asyncio.to_thread(command, *verify, "--full")).code == 2
     revise = ("season", "revise", "league", first, "--reason", "changed by hand", "--yes")
     assert "2 users" in (await asyncio.to_thread(command, *revise)).err
+    assert (await asyncio.to_thread(command, *verify)).code == 0
     again = await asyncio.to_thread(command, "season", "top", "league", first, "--json")
     assert again.out == top.out
     open_ = await asyncio.to_thread(command, "season", "revise", "league", "1999-W01", *revise[4:])

@@ -10,9 +10,10 @@ import pytest
 import redis
 
 from flusher import seasons
-from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed
+from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed, UnknownSeason
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.acts import ActFilter, select_acts
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.boards import insert_board, select_board, set_board_limits
 from scoreboard.ledger.dead_letters import Overrides
 from scoreboard.ledger.exports import open_rows, user_tables
@@ -22,6 +23,7 @@ from scoreboard.ledger.seasons import (
     count_season_scores,
     current_scores,
     freeze_season,
+    revise_season,
     select_season_standing,
     select_season_standings,
     select_seasons,
@@ -41,7 +43,7 @@ from scoreboard.moderation.acts import Moderator
 from scoreboard.moderation.plans import BanChange, Correction, Release, Request, Undo, Void
 from scoreboard.recovery.board_changes import open_new_board
 from scoreboard.recovery.reseed import SESSION, reseed
-from scoreboard.recovery.verify import verify
+from scoreboard.recovery.verify import verify, verify_season
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.seasons import Season, season_at
@@ -897,3 +899,75 @@ async def test_the_rank_of_a_score_in_a_season_is_found_without_reading_all_rows
         assert await count_season_scores(connection, board, "NONE", 5) == (0, 0)
     finally:
         await connection.close()
+
+
+async def test_differences_of_an_ended_season_are_found(world: World) -> None:
+    first = await world.season()
+    await world.play(
+        Action("alice", "win:1", 30),
+        Action("bob", "win:1", 20),
+        Action("carol", "win:1", 10),
+        Action("eve", "win:1", 90),
+    )
+    async with flushing(world.settings):
+        await world.drained()
+        [ban] = await world.moderate(BanChange("eve", "ban"))
+        await world.end()
+        await world.frozen(1)
+        await world.moderate(Undo(ban))
+        await world.play(Action("alice", "win:2", 7))
+        await world.drained()
+    second = await world.season()
+    assert await found_by(world) == []
+    assert await found_by(world, first) == []
+    of = "user_id = (SELECT id FROM users WHERE external_id = %s)"
+    query(
+        world.settings,
+        "UPDATE season_standings SET rank = 9 - rank WHERE rank < 3",
+    )
+    query(world.settings, f"DELETE FROM season_standings WHERE {of}", "carol")
+    standings_found = [
+        ("season standings", f"{first}, alice: rank 8 with 30, due is rank 1 with 30"),
+        ("season standings", f"{first}, bob: rank 7 with 20, due is rank 2 with 20"),
+        ("season standings", f"{first}, carol: no standing, due is rank 3 with 10"),
+    ]
+    assert await found_by(world, first) == standings_found
+    assert await found_by(world) == standings_found
+    connection = await world.connected()
+    async with audited(connection) as trail:
+        users = await revise_season(connection, trail, "main", first, actor="me", reason="test")
+    await connection.close()
+    assert users == 3
+    assert await found_by(world, first) == []
+    assert [row[1] for row in standings(world)] == ["alice", "bob", "carol"]
+    query(world.settings, f"UPDATE scores SET score = 25 WHERE board LIKE '%%@%%' AND {of}", "bob")
+    assert await found_by(world, first) == [
+        ("season sum", f"{first}, bob: score 25 of 1 actions, ledger 20 of 1"),
+        ("season standings", f"{first}, bob: rank 2 with 20, due is rank 2 with 25"),
+    ]
+    connection = await connect(world.settings, name="test", autocommit=True, **SESSION)
+    try:
+        with pytest.raises(UnknownSeason):
+            await verify_season(connection, world.board, "1999-01")
+        with pytest.raises(OperatorMistake, match="is the current one"):
+            await verify_season(connection, world.board, second)
+    finally:
+        await connection.close()
+
+
+async def found_by(world: World, season: str | None = None) -> list[tuple[str, str]]:
+    """Return what a full verification finds, or one of a season."""
+    client = make_client(world.settings, name="test")
+    connection = await connect(world.settings, name="test", autocommit=True, **SESSION)
+    try:
+        if season is None:
+            verdict = await verify(
+                client, connection, world.board, sample=None, report=lambda *_: None
+            )
+        else:
+            verdict = await verify_season(connection, world.board, season)
+    finally:
+        await connection.close()
+        await client.aclose()
+    assert verdict.drifted == ()
+    return [(one.check, one.detail) for one in verdict.findings]
