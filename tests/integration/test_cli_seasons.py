@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import redis
+from pyarrow import parquet
 
 from flusher import seasons
 from scoreboard.model import Action, Layout, Partition, Rules
@@ -30,7 +31,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 async def test_a_board_with_seasons_is_created_played_and_listed(
-    command: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    command: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seasons, "LIST_EVERY_S", 1.0)
     create = ("board", "create", "league", "--season", "weekly", "--time-zone", "Europe/Berlin")
@@ -79,6 +80,29 @@ async def test_a_board_with_seasons_is_created_played_and_listed(
     assert "has no season" in unknown.err
     exported = await asyncio.to_thread(command, "export", "board", "league")
     assert exported.out.splitlines() == ["rank,userId,score,reachedAt"]
+    reached = query(settings, "SELECT reached_at FROM scores ORDER BY score DESC")
+    export = ("export", "board", "league", "--season", first)
+    exported = await asyncio.to_thread(command, *export)
+    assert [line.split(",") for line in exported.out.splitlines()[1:]] == [
+        [rank, user, score, f"{at:%Y-%m-%dT%H:%M:%S.%fZ}"]
+        for (rank, user, score), (at,) in zip(
+            (("1", "alice", "30"), ("2", "bob", "20")), reached, strict=True
+        )
+    ]
+    file = tmp_path / "final.parquet"
+    done = await asyncio.to_thread(command, *export, "--format", "parquet", "--output", str(file))
+    assert "2 rows exported" in done.err
+    assert parquet.read_table(file).to_pylist() == [
+        {"rank": 1, "userId": "alice", "score": 30, "reachedAt": reached[0][0]},
+        {"rank": 2, "userId": "bob", "score": 20, "reachedAt": reached[1][0]},
+    ]
+    [(second,)] = query(settings, "SELECT season FROM seasons ORDER BY starts_at DESC LIMIT 1")
+    current = await asyncio.to_thread(command, *export[:-1], second)
+    assert (current.code, current.out.splitlines()) == (0, ["rank,userId,score,reachedAt"])
+    unknown = await asyncio.to_thread(command, *export[:-1], "1999-W01")
+    assert "has no season 1999-W01" in unknown.err
+    query(settings, "UPDATE seasons SET frozen_at = NULL")
+    assert "is not final yet" in (await asyncio.to_thread(command, *export)).err
 
 
 async def test_an_action_of_an_ended_season_is_released_in_the_current_one(
