@@ -77,7 +77,7 @@ def act_options(command: _Command) -> _Command:
     command = click.option("--dry-run", is_flag=True, help="Show who moves where; change nothing.")(
         command
     )
-    command = click.option("--reason", required=True, callback=_check_reason,
+    command = click.option("--reason", required=True, callback=check_reason,
                            help="Why; it is kept with the act.")(command)  # fmt: skip
     return board_option(command)
 
@@ -226,7 +226,11 @@ def _or_none(number: int | None) -> str:
     return "none" if number is None else str(number)
 
 
-def _check_reason(_context: click.Context, _parameter: click.Parameter, reason: str) -> str:
+def check_reason(_context: click.Context, _parameter: click.Parameter, reason: str) -> str:
+    """Return a reason as it was given.
+
+    Raises Invalid.
+    """
     if not reason.strip() or len(reason) > REASON_MAX:
         raise Invalid(f"--reason must have 1 to {REASON_MAX} characters")
     if unsafe := find_unsafe(reason):

@@ -105,6 +105,22 @@ OPEN_DEAD_LETTERS: Final = Children(
         normal="0",
     )
 )
+SEASON_OVERDUE: Final = gauge(
+    "season_overdue_seconds",
+    "How long the longest current season of a partition that accepts actions has been over",
+    normal="below 2",
+)
+HELD_ACTIONS: Final = gauge(
+    "held_actions",
+    "Actions that exceeded a limit and wait for a decision, of all boards",
+    unit="actions",
+    normal="0 without limits",
+)
+HELD_AGE: Final = gauge(
+    "held_oldest_age_seconds",
+    "Age of the oldest action that exceeded a limit and waits for a decision; 0 without one",
+    normal="below a day",
+)
 WAITING: Final = gauge(
     "flusher_waiting_partitions",
     "Partitions with work that wait for a turn in this process",

@@ -28,6 +28,7 @@ from scoreboard.errors import (
 )
 from scoreboard.ledger.boards import select_existing_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
+from scoreboard.ledger.held import count_held
 from scoreboard.ledger.pool import POSTGRES_UP, Connection, connect
 from scoreboard.ledger.positions import (
     Position,
@@ -165,6 +166,9 @@ class Search:
                 ):
                     self._roster.wake(partition)
                 _show_dead_letters(self._configured, await count_dead_letters(connection))
+                waiting = await count_held(connection)
+                metrics.HELD_ACTIONS.set(waiting.actions)
+                metrics.HELD_AGE.set(waiting.oldest_s)
             POSTGRES_UP.set(1)
             self._strangers.clear()
             self._search_due_s = time.monotonic() + SEARCH_EVERY_S

@@ -12,6 +12,7 @@ import asyncio
 import time
 from typing import Final
 
+from flusher import metrics
 from scoreboard.errors import (
     BoardArchived,
     Fenced,
@@ -30,11 +31,14 @@ from scoreboard.store.store import Store
 TURN_EVERY_S: Final = 0.5
 """Interval of looking at the clock: the longest delay of an end without traffic."""
 
-LIST_EVERY_S: Final = 30.0
+TURNS_MAX: Final = 16
+"""Maximum number of partitions that are turned at once: many seasons end at the same midnight."""
+
+LIST_EVERY_S: Final = 5.0
 """Interval of reading the list of boards and the seasons of their partitions."""
 
-CLOSED_S: Final = 2.0
-"""Time after which a partition that is closed at the end of its season is tried again."""
+AGAIN_S: Final = 2.0
+"""Time after which a partition that could not be turned is tried again."""
 
 FREEZE_EVERY_S: Final = 1.0
 FREEZE_MAX: Final = 20
@@ -49,6 +53,7 @@ SESSION: Final = {
 }
 
 _FREEZING: Final = "freezing"
+_LIST: Final = "list"
 _log = get_logger(__name__)
 
 
@@ -59,7 +64,11 @@ class Seasons:
         self._settings = settings
         self._store = store
         self._ends_s: dict[Partition, float] = {}
-        """When to look at a partition again: when its season ends."""
+        """When the season of each partition ends."""
+        self._tries_s: dict[Partition, float] = {}
+        """When to try a partition again that could not be turned."""
+        self._closed: set[Partition] = set()
+        """Those that accept no actions, so their season is not overdue."""
         self._boards: dict[str, Board] = {}
         """Those with seasons."""
         self._listed_at_s = float("-inf")
@@ -73,6 +82,14 @@ class Seasons:
             freezing = group.create_task(self._freeze_all(stop))
             while not stop.is_set:
                 try:
+                    if time.monotonic() - self._listed_at_s >= LIST_EVERY_S:
+                        await self._read_list()
+                        self._listed_at_s = time.monotonic()
+                except ScoreboardError as error:
+                    self._note(_LIST, error)
+                else:
+                    self._failures.pop(_LIST, None)
+                try:  # also the partitions of a list that could not be read again
                     await self._turn_due()
                 except ScoreboardError as error:
                     self._note("", error)
@@ -82,45 +99,66 @@ class Seasons:
             freezing.cancel()  # the statement is repeated by the next process
 
     async def _turn_due(self) -> None:
-        if time.monotonic() - self._listed_at_s >= LIST_EVERY_S:
-            await self._read_list()
-            self._listed_at_s = time.monotonic()
         if not self._ends_s:
+            metrics.SEASON_OVERDUE.set(0)
             return
         now_s = await self._store.now_s()
-        for partition in [one for one, end_s in self._ends_s.items() if end_s <= now_s]:
-            self._ends_s[partition] = await self._turn(partition, now_s)
+        due = [
+            partition
+            for partition, end_s in self._ends_s.items()
+            if end_s <= now_s and self._tries_s.get(partition, 0.0) <= now_s
+        ]
+        for start in range(0, len(due), TURNS_MAX):
+            some = due[start : start + TURNS_MAX]
+            await asyncio.gather(*(self._turn(partition, now_s) for partition in some))
+            self._measure(now_s)
+        self._measure(now_s)
+
+    def _measure(self, now_s: float) -> None:
+        """Export how long the current season of a partition has been over."""
+        ends_s = (end_s for one, end_s in self._ends_s.items() if one not in self._closed)
+        metrics.SEASON_OVERDUE.set(max(0.0, now_s - min(ends_s, default=now_s)))
 
     async def _read_list(self) -> None:
         """Learn which boards have seasons, and when those of their partitions end."""
         found = await self._store.list_boards()
         before = self._boards.keys()
-        self._boards = {name: board for name, board in found.items() if board.layout.rules.season}
-        self._may_freeze |= bool(self._boards) or bool(before - self._boards.keys())
+        boards = {name: board for name, board in found.items() if board.layout.rules.season}
+        self._may_freeze |= bool(boards) or bool(before - boards.keys())
         partitions = [
             Partition(board.name, number)
-            for board in self._boards.values()
+            for board in boards.values()
             for number in range(board.layout.partitions)
         ]
-        self._ends_s.clear()
+        ends_s: dict[Partition, float] = {}
+        closed: set[Partition] = set()
         for start in range(0, len(partitions), PAGE):
             page = partitions[start : start + PAGE]
             for partition, read in zip(page, await self._store.survey(page), strict=True):
                 if isinstance(read, Survey) and read.state.season is not None:
-                    self._ends_s[partition] = read.state.season.end_s
+                    ends_s[partition] = read.state.season.end_s
+                    if not read.state.is_open or read.state.is_archived:
+                        closed.add(partition)
+        self._boards, self._ends_s, self._closed = boards, ends_s, closed
+        self._tries_s = {one: at_s for one, at_s in self._tries_s.items() if one in ends_s}
 
-    async def _turn(self, partition: Partition, now_s: float) -> float:
-        """Turn a partition; return when to look at it again, by Redis's clock."""
+    async def _turn(self, partition: Partition, now_s: float) -> None:
+        """Turn a partition, or note when to try it again."""
         rules = self._boards[partition.board].layout.rules
+        self._tries_s[partition] = now_s + AGAIN_S
         try:
             season = await self._store.turn(partition, rules)
         except (BoardArchived, Fenced, Uninitialised):
-            return now_s + CLOSED_S
+            self._closed.add(partition)
+            return
         except ScoreboardError as error:
             self._note(str(partition), error)
-            return now_s + CLOSED_S
+            return
+        self._closed.discard(partition)
         self._failures.pop(str(partition), None)
-        return season.end_s if season else float("inf")
+        if season is not None and season.end_s > now_s:
+            del self._tries_s[partition]
+            self._ends_s[partition] = season.end_s
 
     def _note(self, what: str, error: ScoreboardError) -> None:
         """Log a cause once."""
@@ -130,7 +168,8 @@ class Seasons:
         if what == _FREEZING:
             _log.warning("seasons_not_frozen", reason=error.detail)
         else:
-            _log.warning("season_not_turned", partition=what or None, reason=error.detail)
+            partition = None if what in {"", _LIST} else what
+            _log.warning("season_not_turned", partition=partition, reason=error.detail)
 
     async def _freeze_all(self, stop: StopEvent) -> None:
         connection: Connection | None = None

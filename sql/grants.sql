@@ -20,6 +20,8 @@ GRANT SELECT (board, detached_at) ON ledger_partitions TO scoreboard_api;
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
     backups, bans, held_actions, seasons, season_turns, season_standings
     TO scoreboard_flusher;
+-- Whether a held action was released; not who decided it, and why.
+GRANT SELECT (id, refused_at, undoes) ON acts TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard_flusher;
 -- The number and the hash of a row that it has inserted; not the rows' content.
@@ -39,6 +41,9 @@ GRANT INSERT ON score_events, held_actions, audit_log, backups, acts, act_action
     TO scoreboard_operator;
 GRANT UPDATE (act_id, voided_at, voided_by, voided_reason) ON held_actions TO scoreboard_operator;
 GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
+-- The final standings of a season are computed again.
+GRANT UPDATE (revisions, revised_at) ON seasons TO scoreboard_operator;
+GRANT INSERT, DELETE ON season_standings TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (
     partitions, seen_seconds, seen_shards, is_public, state, points_per_action, points_per_window, window_s

@@ -85,6 +85,13 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
     until: Moment | UnsetType = UNSET
     act: ActId | UnsetType = UNSET
     held: Annotated[int, Meta(ge=1, le=BIGINT_MAX)] | UnsetType = UNSET
+    in_current_season: Annotated[
+        bool,
+        Meta(
+            description="With `release`: an action that was held in an earlier season counts in "
+            "the current one. Without it, it is refused."
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         """Check what the schema cannot express."""
@@ -94,6 +101,8 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
         if given != wanted:
             names = ", ".join(sorted(map(name_in_json, wanted)))
             raise ValueError(f"an act of the kind {self.kind} needs {names} and no other field")
+        if self.in_current_season and self.kind != "release":
+            raise ValueError("inCurrentSeason is for an act of the kind release")
         if self.delta == 0:
             raise ValueError("delta must not be 0")
         if (
@@ -117,7 +126,7 @@ class ActPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
             case "undo":
                 return Undo(found["act"])
             case "release":
-                return Release(found["held"])
+                return Release(found["held"], self.in_current_season)
             case kind:
                 return BanChange(found["user_id"], kind)
 
@@ -221,6 +230,10 @@ class HeldRow(Struct, frozen=True, rename="camel"):
     act: Annotated[ActId | None, Meta(description="The act that released it.")]
     voided_by: str | None
     voided_reason: str | None
+    season: Annotated[
+        SeasonId | None,
+        Meta(description="The season in which it was held; null on a board without seasons."),
+    ]
 
 
 class HeldReply(Struct, frozen=True):

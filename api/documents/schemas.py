@@ -205,7 +205,10 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
 
 EndsAt = Annotated[
     int | UnsetType,
-    Meta(description="When the season ends, ms since 1970; not in final standings."),
+    Meta(
+        description="When the season ends, ms since 1970; not in final standings. If it is past, "
+        "the next season has not begun yet."
+    ),
 ]
 
 
@@ -228,7 +231,7 @@ class LeaderboardReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     ends_at: EndsAt = UNSET
 
 
-class SeasonSummary(Struct, frozen=True, rename="camel"):
+class SeasonSummary(Struct, frozen=True, rename="camel", omit_defaults=True):
     """A season of a board."""
 
     id: SeasonId
@@ -236,13 +239,18 @@ class SeasonSummary(Struct, frozen=True, rename="camel"):
     ends_at: Annotated[int, Meta(description="When it ends, ms since 1970; outside of it.")]
     state: Annotated[
         Literal["open", "final"],
-        Meta(description="`final`: its standings never change again."),
+        Meta(description="`final`: its standings change only by a revision."),
     ]
     users: Annotated[int, Meta(ge=0, description="Users in the final standings; 0 before.")]
     winners: Annotated[
         tuple[RankedUser, ...],
         Meta(description="The first three of the final standings; empty before."),
     ]
+    revised_at: Annotated[
+        int | UnsetType,
+        Meta(description="When an operator last had the final standings computed again, ms since "
+             "1970, because an action of the season was counted later; omitted if never."),
+    ] = UNSET  # fmt: skip
 
 
 class SeasonsReply(Struct, frozen=True, omit_defaults=True):
@@ -280,7 +288,7 @@ class PlacedUser(RankedUser, frozen=True, kw_only=True, rename="camel", omit_def
     place: Annotated[int, Meta(ge=1, le=USERS_MAX, description="Rank among the users asked for.")]
 
 
-class StandingsReply(Struct, frozen=True, rename="camel"):
+class StandingsReply(Struct, frozen=True, rename="camel", omit_defaults=True):
     """The standings of some users, best first."""
 
     users: tuple[PlacedUser, ...]
@@ -291,9 +299,10 @@ class StandingsReply(Struct, frozen=True, rename="camel"):
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
     epoch: int
     seq: int
+    season: SeasonId | UnsetType = UNSET
 
 
-class ScoreRankReply(Struct, frozen=True):
+class ScoreRankReply(Struct, frozen=True, omit_defaults=True):
     """The rank that a user who reached a score now would get."""
 
     score: Annotated[int, Meta(ge=0)]
@@ -302,6 +311,7 @@ class ScoreRankReply(Struct, frozen=True):
     total: Annotated[int, Meta(ge=0, description="Users on the board.")]
     epoch: int
     seq: int
+    season: SeasonId | UnsetType = UNSET
 
 
 class CutoffReply(Struct, frozen=True, omit_defaults=True):
@@ -321,6 +331,7 @@ class CutoffReply(Struct, frozen=True, omit_defaults=True):
              "arrival ranks last among equals. The worst score that the board allows if it has "
              "fewer users; omitted if no score suffices."),
     ] = UNSET  # fmt: skip
+    season: SeasonId | UnsetType = UNSET
 
 
 class HistoryRow(Struct, frozen=True, rename="camel"):

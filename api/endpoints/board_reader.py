@@ -29,10 +29,11 @@ from api.documents.schemas import (
 )
 from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
-from scoreboard.errors import Invalid, ScoreboardError, Uninitialised
-from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Row, Window
+from scoreboard.errors import BoardArchived, Fenced, Invalid, ScoreboardError, Uninitialised
+from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Partition, Row, Rules, Window
 from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.telemetry import get_logger
+from scoreboard.seasons import Season
 from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import Boards
 
@@ -117,6 +118,10 @@ class _Known(Struct):
     """Epoch and seq that the last read has found."""
     own_changes: int = 0
     """How often this process has learned of a change otherwise than by the watcher."""
+    season: Season | None = None
+    """The season in which all partitions were found to be."""
+    turn_failure: str = ""
+    """The code of the last error that kept a partition in a season that is over."""
 
 
 class BoardReader:
@@ -165,7 +170,7 @@ class BoardReader:
                 return known.board
             known.expires_at_s = now_s + BOARD_TTL_S  # concurrent reads use the cached value
         try:
-            found = await self._board_reads.get(board, lambda: self._store.board(board))
+            found = await self._board_reads.get(board, partial(self._read_board, board))
         except ScoreboardError as error:
             if isinstance(error, Uninitialised):
                 self._directory.forget(board)
@@ -175,6 +180,37 @@ class BoardReader:
             return known.board
         known.board, known.expires_at_s = found, time.monotonic() + BOARD_TTL_S
         return found
+
+    async def _read_board(self, name: str) -> Board:
+        """Read a board; if its season is over, begin the next one first, as an update does.
+
+        A flusher usually has, but readers must not depend on it.
+        """
+        board, season = await self._store.board_and_season(name)
+        known = self._of(name)
+        is_current = season == known.season and season is not None and time.time() < season.end_s
+        if season is None or is_current or board.state == "archived":
+            return board
+        numbers = range(board.layout.partitions)
+        turned = await asyncio.gather(*(self._turn(board, number) for number in numbers))
+        known.season = turned[0] if all(turned) else None
+        known.own_changes += 1
+        return board
+
+    async def _turn(self, board: Board, number: int) -> Season | None:
+        """Turn a partition if its season is over; return its season, None if it was refused."""
+        known = self._of(board.name)
+        try:
+            season = await self._store.turn(Partition(board.name, number), board.layout.rules)
+        except (BoardArchived, Fenced, Uninitialised):
+            return None
+        except ScoreboardError as error:
+            if known.turn_failure != error.code:
+                known.turn_failure = error.code
+                _log.warning("season_not_turned", board=board.name, reason=error.detail)
+            return None
+        known.turn_failure = ""
+        return season
 
     def _of(self, board: str) -> _Known:
         return self._known.use(board) or self._known.keep(board, _Known())
@@ -231,23 +267,7 @@ class BoardReader:
         found = await self._store.standings(board, user_ids)
         self._note_position(board, found.epoch, found.seq)
         rows, mark = await self.add_names(found.rows) if names else (unnamed(found.rows), "")
-        ranked = {row.user_id for row in rows}
-        reply = StandingsReply(
-            tuple(
-                PlacedUser(
-                    place=place,
-                    rank=row.rank,
-                    user_id=row.user_id,
-                    score=row.score,
-                    name=row.name,
-                )
-                for place, row in enumerate(rows, 1)
-            ),
-            tuple(user_id for user_id in user_ids if user_id not in ranked),
-            found.total,
-            found.epoch,
-            found.seq,
-        )
+        reply = StandingsReply(*placed(rows, user_ids), found.total, found.epoch, found.seq)
         return encode_page(reply, mark)
 
     async def rank_of_score(self, board: str, score: int) -> Page:
@@ -267,16 +287,7 @@ class BoardReader:
         Raises Invalid for a rank that is too deep, Uninitialised, RedisUnavailable, Overloaded.
         """
         window = await self._read_window(board, 1, rank - 1, what="rank")
-        rules = (await self.board(board)).layout.rules
-        best, worst, step = rules.score_max, rules.score_min, 1
-        if rules.order == "lowest":
-            best, worst, step = worst, best, -1
-        score: int | UnsetType = UNSET
-        needed: int | UnsetType = worst
-        if window.rows:
-            score = window.rows[0].score
-            # A new arrival ranks last among equals.
-            needed = score + step if score != best else UNSET
+        score, needed = cutoff_of((await self.board(board)).layout.rules, window.rows)
         return encode_page(
             CutoffReply(rank, window.total, window.epoch, window.seq, score=score, needed=needed)
         )
@@ -344,6 +355,41 @@ class BoardReader:
             for row in rows
         )
         return named, f"-{zlib.crc32(repr(sorted(names.items())).encode()):08x}"
+
+
+def placed(
+    rows: Sequence[RankedUser], user_ids: Sequence[str]
+) -> tuple[tuple[PlacedUser, ...], tuple[str, ...]]:
+    """Return the rows of some users with their places among them, and the users without a row."""
+    ranked = {row.user_id for row in rows}
+    return (
+        tuple(
+            PlacedUser(
+                place=place,
+                rank=row.rank,
+                user_id=row.user_id,
+                score=row.score,
+                name=row.name,
+            )
+            for place, row in enumerate(rows, 1)
+        ),
+        tuple(user_id for user_id in user_ids if user_id not in ranked),
+    )
+
+
+def cutoff_of(rules: Rules, rows: Sequence[Row]) -> tuple[int | UnsetType, int | UnsetType]:
+    """Return the score at a rank, and the one that takes it; ``rows`` is empty without such a rank.
+
+    The score is UNSET without one, and the other if no score suffices.
+    """
+    best, worst, step = rules.score_max, rules.score_min, 1
+    if rules.order == "lowest":
+        best, worst, step = worst, best, -1
+    if not rows:
+        return UNSET, worst
+    score = rows[0].score
+    # A new arrival ranks last among equals.
+    return score, score + step if score != best else UNSET
 
 
 def percentile_of(rank: int, total: int) -> float:

@@ -25,6 +25,7 @@ from api.endpoints.scores import (
     BEARER,
     AnyRequest,
     Board,
+    Season,
     UserPath,
     board_of,
     get_services,
@@ -90,7 +91,7 @@ class Rankings(Controller):
         description=_STANDINGS,
         security=[{}, {BEARER: [READ]}],
         response_description="Their ranks and scores, best first.",
-        responses=read_problems(*_READ, omitted={ForeignOrigin, UnknownUser}),
+        responses=read_problems(*_READ, omitted={ForeignOrigin, UnknownUser}, seasons=True),
     )
     async def standings(
         self,
@@ -100,11 +101,14 @@ class Rankings(Controller):
         names: Annotated[
             bool, QueryParameter(description="Include users' names, if known.")
         ] = False,
+        season: Season = None,
     ) -> Response[StandingsReply]:
         """Read the standings of some users."""
-        page = await get_services(request).reads.standings(
-            board_of(request), parse_user_ids(ids), names=names
-        )
+        services, board_name, users = get_services(request), board_of(request), parse_user_ids(ids)
+        if season is not None:
+            page = await services.seasons.standings(board_name, season, users, names=names)
+        else:
+            page = await services.reads.standings(board_name, users, names=names)
         return cast("Response[StandingsReply]", respond_page(request, page))
 
     @get(
@@ -115,7 +119,7 @@ class Rankings(Controller):
         description=_OWN,
         security=[{BEARER: [READ]}],
         response_description="The caller's rank and score.",
-        responses=read_problems(*_READ, omitted={ForeignOrigin}),
+        responses=read_problems(*_READ, omitted={ForeignOrigin}, seasons=True),
     )
     async def own_standing(
         self,
@@ -125,12 +129,15 @@ class Rankings(Controller):
             int,
             QueryParameter(ge=0, le=AROUND_MAX, description="Number of neighbours on each side."),
         ] = 0,
+        season: Season = None,
     ) -> Response[StandingReply]:
         """Read the caller's standing."""
-        caller: Caller = request.state["caller"]
-        page = await get_services(request).reads.standing(
-            board_of(request), caller.subject, around=around
-        )
+        services, board_name = get_services(request), board_of(request)
+        user_id = cast("Caller", request.state["caller"]).subject
+        if season is not None:
+            page = await services.seasons.standing(board_name, season, user_id, around=around)
+        else:
+            page = await services.reads.standing(board_name, user_id, around=around)
         return cast("Response[StandingReply]", respond_page(request, page, is_public=False))
 
     @get(
@@ -141,16 +148,21 @@ class Rankings(Controller):
         description=_RANK,
         security=[{}, {BEARER: [READ]}],
         response_description="The rank, and the number of equals.",
-        responses=read_problems(*_READ, omitted={ForeignOrigin, UnknownUser}),
+        responses=read_problems(*_READ, omitted={ForeignOrigin, UnknownUser}, seasons=True),
     )
     async def rank(
         self,
         request: AnyRequest,
         score: Annotated[int, QueryParameter(ge=0, le=SCORE_MAX, description="The score.")],
         board: Board = None,  # noqa: ARG002 (the guard has found it)
+        season: Season = None,
     ) -> Response[ScoreRankReply]:
         """Read the rank that a score would get."""
-        page = await get_services(request).reads.rank_of_score(board_of(request), score)
+        services, board_name = get_services(request), board_of(request)
+        if season is not None:
+            page = await services.seasons.rank_of_score(board_name, season, score)
+        else:
+            page = await services.reads.rank_of_score(board_name, score)
         return cast("Response[ScoreRankReply]", respond_page(request, page))
 
     @get(
@@ -161,16 +173,21 @@ class Rankings(Controller):
         description=_CUTOFF,
         security=[{}, {BEARER: [READ]}],
         response_description="The score at the rank, and the one that takes it.",
-        responses=read_problems(*_READ, omitted={ForeignOrigin, UnknownUser}),
+        responses=read_problems(*_READ, omitted={ForeignOrigin, UnknownUser}, seasons=True),
     )
     async def cutoff(
         self,
         request: AnyRequest,
         rank: Annotated[int, QueryParameter(ge=1, le=SCORE_MAX, description="The rank.")],
         board: Board = None,  # noqa: ARG002 (the guard has found it)
+        season: Season = None,
     ) -> Response[CutoffReply]:
         """Read the score that a rank takes."""
-        page = await get_services(request).reads.cutoff(board_of(request), rank)
+        services, board_name = get_services(request), board_of(request)
+        if season is not None:
+            page = await services.seasons.cutoff(board_name, season, rank)
+        else:
+            page = await services.reads.cutoff(board_name, rank)
         return cast("Response[CutoffReply]", respond_page(request, page))
 
     @get(

@@ -4,6 +4,7 @@ Invariant: standings that are not final are never shown as such.
 """
 
 import zlib
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -12,22 +13,35 @@ from msgspec import UNSET
 from psycopg_pool import AsyncConnectionPool
 
 from api.documents.schemas import (
+    CutoffReply,
     LeaderboardReply,
     RankedUser,
+    ScoreRankReply,
     SeasonsReply,
     SeasonSummary,
     StandingReply,
+    StandingsReply,
 )
-from api.endpoints.board_reader import BoardReader, Page, encode_page, percentile_of, unnamed
+from api.endpoints.board_reader import (
+    BoardReader,
+    Page,
+    cutoff_of,
+    encode_page,
+    percentile_of,
+    placed,
+    unnamed,
+)
 from api.endpoints.bounded_reads import BoundedReads
 from scoreboard.errors import Invalid, SeasonEnded, UnknownSeason, UnknownUser
 from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.seasons import (
     FrozenSeason,
+    count_season_scores,
     require_season_of,
     select_season,
     select_season_standing,
     select_season_standings,
+    select_season_standings_of,
     select_seasons,
 )
 from scoreboard.ledger.seasons import SeasonSummary as SeasonRow
@@ -67,7 +81,7 @@ class SeasonReader:
         frozen, rows = await self._final.run(read)
         named, mark = await self._reads.add_names(rows) if names else (unnamed(rows), "")
         reply = LeaderboardReply(named, frozen.users, 0, 0, season)
-        return encode_page(reply, f"-{season}{mark}")
+        return encode_page(reply, f"-{season}.{frozen.revisions}{mark}")
 
     async def standing(self, board: str, season: str, user_id: str, *, around: int) -> Page:
         """Read and encode a user's standing in a season.
@@ -97,7 +111,73 @@ class SeasonReader:
         percentile = percentile_of(row.rank, frozen.users)
         facts = (user_id, row.rank, row.score, frozen.users, 0, 0)
         reply = StandingReply(*facts, unnamed(near), percentile, season)
-        return encode_page(reply, f"-{season}")
+        return encode_page(reply, f"-{season}.{frozen.revisions}")
+
+    async def standings(
+        self, board: str, season: str, user_ids: Sequence[str], *, names: bool
+    ) -> Page:
+        """Read and encode the standings of some users in a season, and their order.
+
+        Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
+        BoardReader.standings raises.
+        """
+        if season == await self._reads.season(board):
+            page = await self._reads.standings(board, user_ids, names=names)
+            await self._require_current(board, season)
+            return page
+
+        async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
+            frozen = await _require_final(connection, board, season)
+            return frozen, await select_season_standings_of(connection, board, season, user_ids)
+
+        frozen, rows = await self._final.run(read)
+        named, mark = await self._reads.add_names(rows) if names else (unnamed(rows), "")
+        reply = StandingsReply(*placed(named, user_ids), frozen.users, 0, 0, season)
+        return encode_page(reply, f"-{season}.{frozen.revisions}{mark}")
+
+    async def rank_of_score(self, board: str, season: str, score: int) -> Page:
+        """Read and encode the rank that a score would have got in a season.
+
+        Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
+        BoardReader.rank_of_score raises.
+        """
+        if season == await self._reads.season(board):
+            page = await self._reads.rank_of_score(board, score)
+            await self._require_current(board, season)
+            return page
+
+        found = await self._reads.board(board)
+
+        async def read(connection: Connection) -> tuple[FrozenSeason, int, int]:
+            frozen = await _require_final(connection, board, season)
+            return frozen, *await count_season_scores(connection, found, season, score)
+
+        frozen, better, reached = await self._final.run(read)
+        reply = ScoreRankReply(score, reached + 1, reached - better, frozen.users, 0, 0, season)
+        return encode_page(reply, f"-{season}.{frozen.revisions}")
+
+    async def cutoff(self, board: str, season: str, rank: int) -> Page:
+        """Read and encode the score at a rank of a season, and the one that would have taken it.
+
+        Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
+        BoardReader.cutoff raises.
+        """
+        if season == await self._reads.season(board):
+            page = await self._reads.cutoff(board, rank)
+            await self._require_current(board, season)
+            return page
+
+        async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
+            frozen = await _require_final(connection, board, season)
+            return frozen, await select_season_standings(
+                connection, board, season, offset=rank - 1, limit=1
+            )
+
+        frozen, rows = await self._final.run(read)
+        found = await self._reads.board(board)
+        score, needed = cutoff_of(found.layout.rules, rows)
+        reply = CutoffReply(rank, frozen.users, 0, 0, score=score, needed=needed, season=season)
+        return encode_page(reply, f"-{season}.{frozen.revisions}")
 
     async def seasons(self, board: str, *, limit: int, before: str | None) -> Page:
         """Read and encode a page of the seasons of a board, latest first.
@@ -124,6 +204,7 @@ class SeasonReader:
                 "final" if one.is_frozen else "open",
                 one.users,
                 tuple(RankedUser(row.rank, row.user_id, row.score) for row in one.winners),
+                UNSET if one.revised_at is None else _ms(one.revised_at),
             )
             for one in found[:limit]
         )

@@ -30,7 +30,7 @@ from cli.target import (
     open_database,
     operator_name,
 )
-from scoreboard.errors import UnknownUser
+from scoreboard.errors import OperatorMistake, UnknownSeason, UnknownUser
 from scoreboard.ledger import exports
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.exports import Export, LedgerFilter
@@ -38,7 +38,7 @@ from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
 from scoreboard.ledger.retention import require_ledger
 from scoreboard.ledger.scores import select_totals
-from scoreboard.ledger.seasons import select_newest_season
+from scoreboard.ledger.seasons import select_newest_season, select_season
 from scoreboard.model import scores_name
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
@@ -81,34 +81,55 @@ def _file_options(command: _Command) -> _Command:
 
 @export.command(name="board")
 @click.argument("name", type=BOARD)
+@click.option("--season", help="A season of the board, such as 2026-W47: its final standings.")
 @_file_options
 @data_dir_option
-def export_board(*, name: str, form: Format, output: Path, data_dir: Path) -> None:
+def export_board(
+    *, name: str, season: str | None, form: Format, output: Path, data_dir: Path
+) -> None:
     """Export the standings of the board NAME: rank, user, score and time.
 
     The standings are those of PostgreSQL, which has every action about 0.1 s after Redis. On a
-    board with seasons they are those of the current season; `scoreboard season top` has the others.
+    board with seasons they are those of the current season, or the final ones of --season.
     `scoreboard board export` writes the properties of the boards instead.
 
     \b
     Examples:
       scoreboard export board weekly --output weekly.csv
       scoreboard export board weekly --format parquet --output weekly.parquet
+      scoreboard export board league --season 2026-W47 --output 2026-W47.csv
     """  # noqa: D301
     check_destination(output, form=form, is_archive=False)
 
     async def run(report: ReportProgress) -> int:
         settings = load_settings(data_dir, NEEDS)
-        detail = {"of": "board", "format": form}
+        detail = {"of": "board", "format": form, "season": season}
         async with _open(settings, detail, board=name) as connection:
-            season = await select_newest_season(connection, name)
-            scores = scores_name(name, season.id if season else "")
-            total, _ = await select_totals(connection, scores)
-            chosen = exports.standings(name, scores)
+            total, chosen = await _choose_standings(connection, name, season)
             with open_output(output) as file:
                 return await _copy(connection, chosen, file, form, total=total, report=report)
 
     _run(run, output)
+
+
+async def _choose_standings(
+    connection: Connection, board: str, season: str | None
+) -> tuple[int, Export]:
+    """Return how many users standings have, and their export; None is the current season, if any.
+
+    Raises UnknownSeason, OperatorMistake (the season is over and not final), DatabaseUnavailable.
+    """
+    newest = await select_newest_season(connection, board)
+    current = newest.id if newest else ""
+    if season is None or season == current:
+        scores = scores_name(board, current)
+        return (await select_totals(connection, scores))[0], exports.standings(board, scores)
+    found = await select_season(connection, board, season)
+    if found is None:
+        raise UnknownSeason(f"Board {board} has no season {season}")
+    if not found.is_frozen:
+        raise OperatorMistake(f"Season {season} of board {board} is not final yet: try again")
+    return found.users, exports.season_standings(board, season)
 
 
 @export.command(name="ledger")

@@ -55,6 +55,7 @@ class Selection(Struct, frozen=True, kw_only=True):
     yes: bool
     as_json: bool
     data_dir: Path
+    in_current_season: bool = False
 
 
 class Result(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -122,7 +123,8 @@ def list_held(
     if as_json:
         print_json(found)
         return
-    columns = ("id", "time", "board", "user", "action", "points", "exceeds", "state", "by")
+    columns = ("id", "time", "board", "user", "action", "points", "exceeds", "state", "by",
+               "season")  # fmt: skip
     print_table(columns, [_row(one) for one in found])
     if len(found) == limit:
         print_message(f"Only the first {limit} actions are listed; use --limit for more")
@@ -140,6 +142,8 @@ def _selection_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @held.command()
+@click.option("--in-current-season", is_flag=True, help="Let actions that were held in an earlier "
+              "season count in the current one.")  # fmt: skip
 @_selection_options
 def release(**selected: Any) -> int:  # noqa: ANN401 (Selection's fields)
     """Release held actions: each counts once, as an act.
@@ -147,7 +151,8 @@ def release(**selected: Any) -> int:  # noqa: ANN401 (Selection's fields)
     The points are added now, so the user ranks last among equal scores; the window of a limit does
     not count them. On a board with values the score becomes the value, if that is better or the
     board keeps the last one. A repeat of the action still gets its first answer. At most 100 are
-    released at once. `act undo` reverses a release, and the action is held again.
+    released at once. `act undo` reverses a release, and the action is held again. An action of
+    a season that is over is refused, unless --in-current-season is given.
 
     \b
     Examples:
@@ -158,7 +163,7 @@ def release(**selected: Any) -> int:  # noqa: ANN401 (Selection's fields)
 
     async def decide(session: Session, held_id: int) -> Result:
         one = await select_held_action(session.connection, session.board.name, held_id)
-        request = Release(held_id)
+        request = Release(held_id, selection.in_current_season)
         plan = await session.moderator.plan(request)
         shown = await preview(session.store, session.connection, session.board, plan)
         known: dict[str, Any] = {"user_id": one.user_id, "action_id": one.action_id}
@@ -282,4 +287,5 @@ def _row(one: HeldAction) -> tuple[object, ...]:
         one.limit,
         one.state,
         by,
+        one.season,
     )

@@ -1,4 +1,4 @@
-"""`scoreboard season`: list the seasons of a board and read their final standings."""
+"""`scoreboard season`: list the seasons of a board, and read or revise their final standings."""
 
 import asyncio
 from pathlib import Path
@@ -6,14 +6,27 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.output import print_json, print_message, print_table
+from cli.moderation import check_reason
+from cli.output import confirm, print_json, print_message, print_table
 from cli.parameters import BOARD
-from cli.target import data_dir_option, json_option, load_settings, open_database
+from cli.target import (
+    DATABASE_URL,
+    data_dir_option,
+    json_option,
+    load_settings,
+    load_settings_to_change,
+    open_database,
+    operator_name,
+    yes_option,
+)
 from scoreboard.errors import OperatorMistake, UnknownSeason
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.exports import require_board
+from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.seasons import (
     SeasonSummary,
     require_season_of,
+    revise_season,
     select_season,
     select_season_standings,
     select_seasons,
@@ -26,7 +39,7 @@ _LIMIT = click.IntRange(1, PAGE_MAX)
 
 @click.group()
 def season() -> None:
-    """List the seasons of a board and read their final standings."""
+    """List the seasons of a board, and read or revise their final standings."""
 
 
 @season.command(name="list")
@@ -49,7 +62,7 @@ def list_seasons(
         print_json([msgspec.to_builtins(one) for one in found])
         return
     print_table(
-        ("season", "begins", "ends", "state", "users", "winners"),
+        ("season", "begins", "ends", "state", "users", "winners", "revised"),
         [
             (
                 one.id,
@@ -58,6 +71,7 @@ def list_seasons(
                 "final" if one.is_frozen else "open",
                 one.users if one.is_frozen else "",
                 ", ".join(f"{row.user_id} {row.score}" for row in one.winners),
+                one.revised_at.isoformat(timespec="seconds") if one.revised_at else "",
             )
             for one in found
         ],
@@ -128,3 +142,39 @@ async def _top(
         return await select_season_standings(
             connection, name, season_id, offset=offset, limit=limit
         )
+
+
+@season.command()
+@click.argument("name", type=BOARD)
+@click.argument("season_id", metavar="SEASON")
+@click.option("--reason", required=True, callback=check_reason, help="Why; for the audit log.")
+@yes_option
+@data_dir_option
+def revise(*, name: str, season_id: str, reason: str, yes: bool, data_dir: Path) -> None:
+    """Compute the final standings of SEASON of board NAME again, from its scores.
+
+    Use it if `verify` reports that they differ. `dead apply` does it by itself. Users who were
+    banned when the season ended stay out.
+
+    \b
+    Example:
+      scoreboard season revise league 2026-W48 --reason "a row was changed by hand"
+    """  # noqa: D301
+    settings = load_settings_to_change(data_dir, needs=(DATABASE_URL,))
+    if not yes:
+        confirm(f"Compute the final standings of season {season_id} of board {name} again?")
+    users = asyncio.run(_revise(settings, name, season_id, reason))
+    print_message(f"Season {season_id} of board {name}: {users} users in the final standings")
+
+
+async def _revise(settings: Settings, name: str, season_id: str, reason: str) -> int:
+    async with open_database(settings, statement_timeout="0") as connection:
+        await require_schema(connection)
+        await require_board(connection, name)
+        async with audited(connection) as trail:
+            users = await revise_season(
+                connection, trail, name, season_id, actor=operator_name(), reason=reason
+            )
+        if users is None:
+            raise UnknownSeason(f"Board {name} has no final season {season_id}")
+        return users

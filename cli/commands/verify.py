@@ -18,7 +18,7 @@ from cli.target import (
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.recovery.reseed import SESSION, ReportProgress
-from scoreboard.recovery.verify import Verdict
+from scoreboard.recovery.verify import Verdict, verify_season
 from scoreboard.recovery.verify import verify as compare
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
@@ -33,22 +33,40 @@ SAMPLE: Final = 1000
 @click.option("--sample", type=click.IntRange(min=1), default=SAMPLE, show_default=True,
               help="Approximate number of users in a random sample; ignored with "
               "--full.")  # fmt: skip
+@click.option("--season", help="Check only this ended season: its scores against the ledger, and "
+              "its final standings.")  # fmt: skip
 @json_option
 @data_dir_option
-def verify(*, board: str | None, full: bool, sample: int, as_json: bool, data_dir: Path) -> int:
+def verify(
+    *,
+    board: str | None,
+    full: bool,
+    sample: int,
+    season: str | None,
+    as_json: bool,
+    data_dir: Path,
+) -> int:
     """Compare Redis with PostgreSQL while updates continue.
 
-    Exit 1 and list the differences if there are any.
+    Exit 1 and list the differences if there are any. With --full, the ended seasons of the board
+    are checked, too.
 
     \b
     Examples:
       scoreboard verify
       scoreboard verify --full --json > report.json
+      scoreboard verify --board league --season 2026-W47
     """  # noqa: D301
+    if season is not None and full:
+        raise click.UsageError("Give either --full or --season")
     settings = load_settings(data_dir)
     board = board_or_default(settings, board)
     with progress() as report:
-        verdict = asyncio.run(read_verdict(settings, board, None if full else sample, report))
+        verdict = asyncio.run(
+            read_verdict(settings, board, None if full else sample, report)
+            if season is None
+            else _read_season_verdict(settings, board, season)
+        )
     if as_json:
         print_json(verdict)
     else:
@@ -83,6 +101,13 @@ async def read_verdict(
             report=report,
             required=Requirements.of(settings),
         )
+
+
+async def _read_season_verdict(settings: Settings, name: str, season: str) -> Verdict:
+    async with open_database(settings, **SESSION) as connection:
+        await require_schema(connection)
+        board = await select_board(connection, name)
+        return await verify_season(connection, board, season)
 
 
 def print_verdict(verdict: Verdict) -> None:

@@ -24,6 +24,14 @@ AtMs = Annotated[
     int,
     Meta(ge=0, description="Time at which the message was built, in milliseconds since 1970 UTC."),
 ]
+EndsAtMs = Annotated[
+    int,
+    Meta(
+        ge=0,
+        description="When the season ends, in milliseconds since 1970 UTC. If it is past, the "
+        "next season has not begun yet.",
+    ),
+]
 ExpiryS = Annotated[
     int, Meta(ge=0, description="Time at which the token expires, in seconds since 1970 UTC.")
 ]
@@ -47,6 +55,7 @@ class Leaderboard(Message, frozen=True, tag="leaderboard"):
     leaderboard: tuple[Row, ...]
     season: SeasonId | UnsetType = UNSET
     """The season that is shown; only on a board with seasons."""
+    ends_at: EndsAtMs | UnsetType = UNSET
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

@@ -8,7 +8,7 @@ older epoch for a new one.
 
 from enum import Enum
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from scoreboard.broadcast.messages import Leaderboard, StaleReason, Status
 from scoreboard.model import Window
@@ -73,7 +73,7 @@ class BoardState:
             return ReadResult.REWOUND
         self._positions = positions
         held = self.message
-        season = window.season.partition(":")[0] or UNSET
+        season, ends_at = _season_of(window)
         if (
             held is not None
             and held.epoch == window.epoch
@@ -81,7 +81,9 @@ class BoardState:
             and held.season == season
         ):
             return ReadResult.UNCHANGED
-        self.message = Leaderboard(self.board, window.epoch, window.seq, at_ms, window.rows, season)
+        self.message = Leaderboard(
+            self.board, window.epoch, window.seq, at_ms, window.rows, season, ends_at
+        )
         return ReadResult.CHANGED
 
     def note_times(self, window: Window, asked_at_s: float) -> None:
@@ -102,3 +104,10 @@ class BoardState:
             epochs = sum(epoch for epoch, _ in positions)
             return bool(self._positions) and epochs <= sum(epoch for epoch, _ in self._positions)
         return any(new < old for new, old in zip(positions, self._positions, strict=True))
+
+
+def _season_of(window: Window) -> tuple[str | UnsetType, int | UnsetType]:
+    """Return the id of a season, and when it ends in ms since 1970."""
+    season, _, span = window.season.partition(":")
+    end_s = span.partition(":")[2]
+    return season or UNSET, int(end_s) * 1000 if end_s.isdecimal() else UNSET

@@ -20,6 +20,8 @@ _SELECT_SCORES_FROM: Final = resources.query("select_scores_from")
 _SELECT_ARRIVAL_ORDER: Final = resources.query("select_arrival_order")
 _SUM_LATE: Final = resources.query("sum_late_duplicates")
 _CHECK_SUMS: Final = resources.query("check_sums")
+_CHECK_SEASON_SUMS: Final = resources.query("check_season_sums")
+_CHECK_SEASON_STANDINGS: Final = resources.query("check_season_standings")
 _CHECK_CHAIN: Final = resources.query("check_chain")
 _CHECK_DENSITY: Final = resources.query("check_density")
 _SELECT_SHARED_ROWS: Final = resources.query("select_shared_rows")
@@ -42,6 +44,17 @@ class Imbalance(Struct, frozen=True):
     total: int | None
     actions: int | None
     rows: int | None
+
+
+class Misplaced(Struct, frozen=True):
+    """A user whose final standing in a season does not follow from the scores (None: none)."""
+
+    season: str
+    user_id: str
+    rank: int | None
+    score: int | None
+    due_rank: int | None
+    due_score: int | None
 
 
 class Break(Struct, frozen=True):
@@ -146,6 +159,36 @@ async def check_sums(
     async with translate_errors():
         rows = await (await connection.execute(_CHECK_SUMS, parameters)).fetchall()
     return [Imbalance(*row) for row in rows]
+
+
+async def check_season_sums(
+    connection: Connection, board: str, *, newest: str, season: str | None, limit: int
+) -> list[tuple[str, Imbalance]]:
+    """List, with its season, each user whose score in an ended season is not its ledger's sum.
+
+    ``season`` is the one to check; None means all that began before ``newest``.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "newest": newest, "season": season, "limit": limit}
+    async with translate_errors():
+        rows = await (await connection.execute(_CHECK_SEASON_SUMS, parameters)).fetchall()
+    return [(str(row[0]), Imbalance(*row[1:])) for row in rows]
+
+
+async def check_season_standings(
+    connection: Connection, board: str, *, season: str | None, limit: int
+) -> list[Misplaced]:
+    """List users whose final standing does not follow from the scores of the season.
+
+    ``season`` is the one to check; None means all whose standings are final.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "limit": limit}
+    async with translate_errors():
+        rows = await (await connection.execute(_CHECK_SEASON_STANDINGS, parameters)).fetchall()
+    return [Misplaced(*row) for row in rows]
 
 
 async def check_chain(

@@ -14,9 +14,11 @@ from msgspec import Struct
 
 from scoreboard.errors import UnknownBoard
 from scoreboard.ledger.pool import Connection, translate_errors
+from scoreboard.model import scores_name
 from scoreboard.runtime import resources
 
 _EXPORT_STANDINGS: Final = resources.query("export_standings")
+_EXPORT_SEASON_STANDINGS: Final = resources.query("export_season_standings")
 _EXPORT_LEDGER: Final = resources.query("export_ledger")
 _HAS_BOARD: Final = resources.query("has_board")
 _COUNT_LEDGER: Final = resources.query("count_ledger")
@@ -95,6 +97,12 @@ class Rows(NamedTuple):
 def standings(board: str, scores: str) -> Export:
     """Return the export of a board's ranking; ``scores`` is the name of its scores."""
     return Export(_EXPORT_STANDINGS, {"board": board, "scores": scores})
+
+
+def season_standings(board: str, season: str) -> Export:
+    """Return the export of the final standings of a season."""
+    parameters = {"board": board, "season": season, "scores": scores_name(board, season)}
+    return Export(_EXPORT_SEASON_STANDINGS, parameters)
 
 
 def ledger(chosen: LedgerFilter) -> Export:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from msgspec import Struct
 
 from scoreboard.errors import NotFound
-from scoreboard.events import Event, event_time
+from scoreboard.events import Event, event_time, season_id_of
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.ledger.positions import where
 from scoreboard.model import LimitKind, Partition, user_uuid
@@ -24,6 +24,7 @@ _INSERT_HELD: Final = resources.query("insert_held_actions")
 _SELECT_HELD: Final = resources.query("select_held_actions")
 _RELEASE_HELD: Final = resources.query("release_held_action")
 _VOID_HELD: Final = resources.query("void_held_action")
+_COUNT_HELD: Final = resources.query("count_held_actions")
 
 HeldState = Literal["held", "pending", "released", "voided"]
 """``pending``: its release is recorded and not in the ledger yet."""
@@ -59,6 +60,15 @@ class HeldAction(Struct, frozen=True, kw_only=True):
     act_id: str | None
     voided_by: str | None
     voided_reason: str | None
+    season: str | None
+    """The season in which it was held; None on a board without seasons."""
+
+
+class Waiting(Struct, frozen=True):
+    """How many held actions wait for a decision, and the age of the oldest (s)."""
+
+    actions: int = 0
+    oldest_s: float = 0.0
 
 
 class HeldFilter(Struct, frozen=True, kw_only=True):
@@ -94,6 +104,7 @@ async def insert_held(
         "limits": [event.limit for event in events],
         "requests": [event.request_id or None for event in events],
         "times": [event_time(event.stream_id) for event in events],
+        "seasons": [season_id_of(event.season) or None for event in events],
     }
     row = await (await connection.execute(_INSERT_HELD, parameters)).fetchone()
     return Held(*row) if row else Held()
@@ -111,6 +122,16 @@ async def select_held(
     async with translate_errors():
         rows = await (await connection.execute(_SELECT_HELD, {**values, "limit": limit})).fetchall()
     return [HeldAction(**dict(zip(HeldAction.__struct_fields__, row, strict=True))) for row in rows]
+
+
+async def count_held(connection: Connection) -> Waiting:
+    """Count the held actions of all boards that wait for a decision.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        row = await (await connection.execute(_COUNT_HELD)).fetchone()
+    return Waiting(*row) if row else Waiting()
 
 
 async def select_held_action(connection: Connection, board: str, held_id: int) -> HeldAction:

@@ -2,17 +2,20 @@
 
 A season is recorded before anything of it is counted. Its scores have a name of their own in the
 table ``scores``; the ledger has the season of each action, and its key spans all seasons. The
-standings are frozen once, when every partition has committed the end of the season. The caller owns
+standings are frozen once, when every partition has committed the end of the season; only a
+revision, which an operator's command records in the audit log, computes them again. The caller owns
 the connection and its transaction. Each constant has the name of its query file; a test compares
 the two sets.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
 from msgspec import Struct
 
 from scoreboard.errors import UnknownSeason
+from scoreboard.ledger.audit import AuditTrail
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Board, Row, is_season_id, scores_name
 from scoreboard.runtime import resources
@@ -26,6 +29,10 @@ _SELECT_SEASONS: Final = resources.query("select_seasons")
 _SELECT_SEASON: Final = resources.query("select_season")
 _SELECT_STANDINGS: Final = resources.query("select_season_standings")
 _SELECT_STANDING: Final = resources.query("select_season_standing")
+_SELECT_STANDINGS_OF: Final = resources.query("select_season_standings_of")
+_SELECT_SCORE_RANK: Final = resources.query("select_season_score_rank")
+_LOCK_SEASON: Final = resources.query("lock_season")
+_REVISE: Final = resources.query("revise_season")
 
 WINNERS: Final = 3
 """Number of winners in a list of seasons."""
@@ -40,13 +47,16 @@ class SeasonSummary(Struct, frozen=True):
     is_frozen: bool
     users: int
     winners: tuple[Row, ...]
+    revised_at: datetime | None
+    """When the final standings were computed again last."""
 
 
 class FrozenSeason(Struct, frozen=True):
-    """Whether the standings of a season are final, and how many users they have."""
+    """Whether the standings of a season are final, how many users and how many revisions."""
 
     is_frozen: bool
     users: int
+    revisions: int
 
 
 async def open_season(connection: Connection, board: str, season: Season) -> None:
@@ -110,6 +120,36 @@ async def freeze_season(connection: Connection, board: str, season: str) -> bool
     return bool(row and row[0])
 
 
+async def revise_season(
+    connection: Connection, trail: AuditTrail, board: str, season: str, *, actor: str, reason: str
+) -> int | None:
+    """Compute the final standings of a season again from its scores, with a row in the audit log.
+
+    Returns the number of users; None, and changes nothing, if the season is not frozen. Users who
+    were banned when it was frozen stay out. Run it in the transaction of ``trail``.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "name": scores_name(board, season)}
+    async with translate_errors():
+        row = await (await connection.execute(_REVISE, parameters)).fetchone()
+    if row is None:
+        return None
+    detail = {"season": season, "users": row[0], "reason": reason}
+    await trail.insert(actor=actor, action="season revise", board=board, detail=detail)
+    return int(row[0])
+
+
+async def lock_season(connection: Connection, board: str, season: str) -> bool:
+    """Lock a season against its freeze until the transaction ends; return whether it is frozen.
+
+    Raises psycopg.Error, which the caller translates.
+    """
+    parameters = {"board": board, "season": season}
+    row = await (await connection.execute(_LOCK_SEASON, parameters)).fetchone()
+    return bool(row and row[0])
+
+
 async def select_seasons(
     connection: Connection, board: str, *, limit: int, before: str | None = None
 ) -> list[SeasonSummary]:
@@ -131,8 +171,9 @@ async def select_seasons(
                 Row(rank, user, score)
                 for rank, (user, score) in enumerate(zip(names, scores, strict=True), 1)
             ),
+            revised_at,
         )
-        for season, starts_at, ends_at, is_frozen, users, names, scores in rows
+        for season, starts_at, ends_at, is_frozen, users, names, scores, revised_at in rows
     ]
 
 
@@ -180,3 +221,31 @@ async def select_season_standing(
     async with translate_errors():
         row = await (await connection.execute(_SELECT_STANDING, parameters)).fetchone()
     return Row(row[0], user_id, row[1]) if row else None
+
+
+async def select_season_standings_of(
+    connection: Connection, board: str, season: str, user_ids: Sequence[str]
+) -> tuple[Row, ...]:
+    """Read the final standings of some users in a season, best first; without those who have none.
+
+    Raises DatabaseUnavailable.
+    """
+    parameters = {"board": board, "season": season, "users": list(user_ids)}
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_STANDINGS_OF, parameters)).fetchall()
+    return tuple(Row(*row) for row in rows)
+
+
+async def count_season_scores(
+    connection: Connection, board: Board, season: str, score: int
+) -> tuple[int, int]:
+    """Count the users of a frozen season with a better score, and with this score or a better one.
+
+    Raises DatabaseUnavailable.
+    """
+    is_lowest = board.layout.rules.order == "lowest"
+    place = {"board": board.name, "season": season}
+    parameters = {**place, "score": score, "is_lowest_best": is_lowest}
+    async with translate_errors():
+        row = await (await connection.execute(_SELECT_SCORE_RANK, parameters)).fetchone()
+    return (int(row[0]), int(row[1])) if row else (0, 0)

@@ -188,9 +188,10 @@ class BanChange(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """A request to let a held action count."""
+    """A request to let a held action count, also one of an earlier season if it says so."""
 
     held_id: int
+    in_current_season: bool = False
 
     async def plan(self, store: Store, connection: Connection, board: Board) -> Plan:
         """Return the plan.
@@ -198,15 +199,24 @@ class Release(Struct, frozen=True):
         Points are added as they are. A value sets the score that the user has now, so the plan
         waits until PostgreSQL has it; if it changes before the act is applied, the act is refused.
 
-        On a board with seasons it counts in the one that is current when it is released.
+        On a board with seasons it counts in the current one. That is the one in which it was held,
+        unless the request says otherwise: the standings of a season do not change by a release.
 
-        Raises NotFound, OperatorMistake (not held any more, or it would change nothing),
-        WaitTimeout.
+        Raises NotFound, OperatorMistake (not held any more, of a season that is over, or it would
+        change nothing), WaitTimeout.
         """
         held = await select_held_action(connection, board.name, self.held_id)
         require_held(held)
         season = await season_of(store, board, held.user_id)
         detail = {"action": held.action_id, "held": held.id, **_in_season(season)}
+        if season and held.season != season:
+            if not self.in_current_season:
+                raise OperatorMistake(
+                    f"Held action {held.id} is of season {held.season}, which is over. Void it, or "
+                    f"let it count in {season}: scoreboard held release {held.id} "
+                    "--in-current-season"
+                )
+            detail["heldIn"] = held.season
         rules = board.layout.rules
         if not rules.takes_values:
             return Plan(

@@ -18,13 +18,20 @@ import msgspec
 import redis.asyncio as aioredis
 from msgspec import Struct
 
-from scoreboard.errors import Busy, Outdated, UnknownBoard, WaitTimeout
+from scoreboard.errors import (
+    Busy,
+    OperatorMistake,
+    Outdated,
+    UnknownBoard,
+    UnknownSeason,
+    WaitTimeout,
+)
 from scoreboard.ledger import acts, checks, dead_letters
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
-from scoreboard.ledger.seasons import newest_season_id
+from scoreboard.ledger.seasons import newest_season_id, select_season
 from scoreboard.model import Board, Limits, Partition, partition_of, scores_name
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
@@ -48,6 +55,9 @@ BACKLOG_S: Final = 10.0
 
 RANGES: Final = 10
 """Number of places in the order of ids at which a sample is taken."""
+
+SEASON_SUM: Final = "season sum"
+SEASON_STANDINGS: Final = "season standings"
 
 _POLL_S: Final = 0.2
 _Seen = TypeVar("_Seen")
@@ -104,6 +114,75 @@ async def verify(
     DatabaseUnavailable.
     """
     return await _Verification(client, connection, board, report, required).run(sample)
+
+
+async def verify_season(connection: Connection, board: Board, season: str) -> Verdict:
+    """Check one ended season in PostgreSQL, and nothing else; Redis has the current one only.
+
+    ``connection`` is in autocommit and made with ``reseed.SESSION``.
+
+    Raises UnknownSeason, OperatorMistake (it is the current one), DatabaseUnavailable.
+    """
+    started_at = time.monotonic()
+    found = await select_season(connection, board.name, season)
+    if found is None:
+        raise UnknownSeason(f"Board {board.name} has no season {season}")
+    newest = await newest_season_id(connection, board)
+    if season == newest:
+        raise OperatorMistake(f"Season {season} is the current one: leave --season out")
+    findings, truncated = await _check_seasons(connection, board.name, newest, season)
+    warnings = () if found.is_frozen else (f"The standings of season {season} are not final",)
+    return Verdict(
+        board=board.name,
+        partitions=board.layout.partitions,
+        users=found.users,
+        suspects=0,
+        drifted=(),
+        known=(),
+        findings=tuple(findings),
+        truncated=tuple(truncated),
+        warnings=warnings,
+        duration_s=time.monotonic() - started_at,
+    )
+
+
+async def _check_seasons(
+    connection: Connection, board: str, newest: str, season: str | None
+) -> tuple[list[Finding], list[str]]:
+    """Check the ledger and the final standings of an ended season, or of all for None.
+
+    Returns the findings, and the names of checks that found more.
+    """
+    findings: list[Finding] = []
+    truncated: list[str] = []
+    limit = SHOWN_MAX + 1
+    sums = await checks.check_season_sums(
+        connection, board, newest=newest, season=season, limit=limit
+    )
+    findings += [
+        Finding(
+            SEASON_SUM,
+            f"{name}, {one.user_id}: score {one.score} of {one.actions} actions, "
+            f"ledger {one.total} of {one.rows}",
+        )
+        for name, one in sums[:SHOWN_MAX]
+    ]
+    places = await checks.check_season_standings(connection, board, season=season, limit=limit)
+    findings += [
+        Finding(
+            SEASON_STANDINGS,
+            f"{one.season}, {one.user_id}: {_place(one.rank, one.score)}, due is "
+            f"{_place(one.due_rank, one.due_score)}",
+        )
+        for one in places[:SHOWN_MAX]
+    ]
+    truncated += [SEASON_SUM] * (len(sums) > SHOWN_MAX)
+    truncated += [SEASON_STANDINGS] * (len(places) > SHOWN_MAX)
+    return findings, truncated
+
+
+def _place(rank: int | None, score: int | None) -> str:
+    return "no standing" if rank is None else f"rank {rank} with {score}"
 
 
 class _Verification:
@@ -425,7 +504,7 @@ class _Verification:
             )
 
     async def _check_ledger(self, chosen: Sequence[str] | None) -> None:
-        """Check the ledger: sums always, chain and density for a full verification."""
+        """Check the ledger: sums always; all else, and ended seasons, for a full verification."""
         self._report("ledger", 0, 0)
         for one in await checks.check_sums(
             self._connection,
@@ -441,6 +520,13 @@ class _Verification:
             )
         if chosen is not None:
             return
+        if self._season:
+            found, truncated = await _check_seasons(
+                self._connection, self._board.name, self._season, None
+            )
+            for one in found:
+                self._find(one.check, one.detail)
+            self._truncated.update(truncated)
         unresolved = await dead_letters.sum_unresolved(
             self._connection, self._board.name, season=self._season
         )

@@ -77,6 +77,7 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "ledger attach": _REBUILT,
     "dead apply": _REBUILT,
     "dead discard": _REBUILT,
+    "season revise": _REBUILT,
     "act correct": _MODERATED,
     "act void": _MODERATED,
     "act void window": _MODERATED,

@@ -33,6 +33,7 @@ from scoreboard.model import (
     partition_of,
 )
 from scoreboard.runtime.recent import Recent
+from scoreboard.seasons import Season
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.reads import ClientReads, Reading, Reads, ReadScript
@@ -210,6 +211,13 @@ class Boards(Partitions):
     async def board(self, name: str) -> Board:
         """Read the properties of a board from its partition 0.
 
+        Raises what ``board_and_season`` raises.
+        """
+        return (await self.board_and_season(name))[0]
+
+    async def board_and_season(self, name: str) -> tuple[Board, Season | None]:
+        """Read the properties of a board, and its season, from its partition 0.
+
         Raises Uninitialised if Redis is empty or the layout is missing, RedisUnavailable,
         UnexpectedReply.
         """
@@ -220,7 +228,7 @@ class Boards(Partitions):
         if known is None or known.layout != state.layout:
             self._known.keep(name, _Known(state.layout))
         word = "archived" if state.is_archived else "open"
-        return Board(name, state.layout, state.is_public, word, state.limits)
+        return Board(name, state.layout, state.is_public, word, state.limits), state.season
 
     async def count_users(self, boards: Sequence[Board]) -> list[int]:
         """Count the users of boards, in pages of one round trip; 0 for a board that is not loaded.

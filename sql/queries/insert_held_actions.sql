@@ -4,20 +4,22 @@
 -- A redelivered entry is neither.
 WITH given AS MATERIALIZED (
     SELECT user_id_of(g.external_id, g.preferred_id) AS user_id, g.action_id, g.epoch, g.seq, g.delta, g.score,
-           g.limit_kind, g.request_id, least(g.occurred_at, now() + INTERVAL '1 minute') AS occurred_at
+           g.limit_kind, g.request_id, least(g.occurred_at, now() + INTERVAL '1 minute') AS occurred_at, g.season
     FROM unnest(
         %(users)s::TEXT[], %(preferred_ids)s::UUID[], %(actions)s::TEXT[], %(epochs)s::BIGINT[], %(seqs)s::BIGINT[],
-        %(deltas)s::INT[], %(scores)s::INT[], %(limits)s::TEXT[], %(requests)s::TEXT[], %(times)s::TIMESTAMPTZ[]
+        %(deltas)s::INT[], %(scores)s::INT[], %(limits)s::TEXT[], %(requests)s::TEXT[], %(times)s::TIMESTAMPTZ[],
+        %(seasons)s::TEXT[]
     ) AS g (
-        external_id, preferred_id, action_id, epoch, seq, delta, score, limit_kind, request_id, occurred_at
+        external_id, preferred_id, action_id, epoch, seq, delta, score, limit_kind, request_id, occurred_at,
+        season
     )
     ORDER BY g.external_id, g.action_id, g.epoch, g.seq
 ), held AS (
     INSERT INTO held_actions (
-        board, part, user_id, action_id, epoch, seq, delta, score, limit_kind, request_id, occurred_at
+        board, part, user_id, action_id, epoch, seq, delta, score, limit_kind, request_id, occurred_at, season
     )
     SELECT %(board)s, %(part)s, g.user_id, g.action_id, g.epoch, g.seq, g.delta, g.score, g.limit_kind, g.request_id,
-           g.occurred_at
+           g.occurred_at, g.season
     FROM given g
     WHERE NOT EXISTS (
         SELECT FROM score_events e

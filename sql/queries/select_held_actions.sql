@@ -1,5 +1,6 @@
 -- List held actions in order of ids, with their states.
--- Index: held_actions_id_key, held_actions_pk or held_actions_open; acts_pk, acts_undoes, score_events_pk and ledger_partitions_pk for each row
+-- Index: held_actions_id_key, held_actions_pk or held_actions_open; acts_pk, acts_undoes, score_events_pk, seasons_start
+-- and ledger_partitions_pk for each row
 -- An action is released when the ledger has the act that released it, or had it before it was detached; it is held again if that was refused or undone.
 SELECT * FROM (
     SELECT h.id, h.board, u.external_id, h.action_id, h.delta, h.score, h.limit_kind, h.occurred_at,
@@ -15,7 +16,12 @@ SELECT * FROM (
                ) THEN 'released'
                ELSE 'pending'
            END AS state,
-           h.act_id, h.voided_by, h.voided_reason
+           h.act_id, h.voided_by, h.voided_reason,
+           coalesce(h.season, (
+               SELECT s.season FROM seasons s
+               WHERE s.board = h.board AND s.starts_at <= h.occurred_at AND h.occurred_at < s.ends_at
+               ORDER BY s.starts_at DESC LIMIT 1
+           )) AS season
     FROM held_actions h JOIN users u ON u.id = h.user_id LEFT JOIN acts a ON a.id = h.act_id
     WHERE (%(ids)s::BIGINT[] IS NULL OR h.id = ANY(%(ids)s))
       AND (%(board)s::TEXT IS NULL OR h.board = %(board)s)

@@ -9,7 +9,8 @@ SELECT s.season, s.starts_at, s.ends_at, s.frozen_at IS NOT NULL,
        ARRAY(
            SELECT t.score FROM season_standings t
            WHERE t.board = s.board AND t.season = s.season AND t.rank <= 3 ORDER BY t.rank
-       )
+       ),
+       s.revised_at
 FROM seasons s
 WHERE s.board = %(board)s
   AND (%(before)s::TEXT IS NULL

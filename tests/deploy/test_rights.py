@@ -282,14 +282,20 @@ def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: De
         ("api", "select_season", {}),
         ("api", "select_season_standings", {"offset": 0, "limit": 9}),
         ("api", "select_season_standing", {"user_id": "alice"}),
+        ("api", "select_season_standings_of", {"users": ["alice"]}),
+        ("api", "select_season_score_rank", {"score": 1, "is_lowest_best": False}),
         ("operator", "select_seasons", {"limit": 9, "before": None}),
         ("operator", "select_newest_season", {}),
+        ("operator", "lock_season", {}),
+        ("operator", "revise_season", {}),
+        ("flusher", "count_held_actions", {}),
     ]
     for role, query, more in steps:
         with psycopg.connect(deployed.environment(role)["DATABASE_URL"]) as connection:
             connection.execute(resources.query(query), {**row, **more})
     frozen = "SELECT count(*) FROM seasons WHERE board = 'league' AND frozen_at IS NOT NULL"
     assert deployed.owner.execute(frozen).fetchone() == (1,)
+    assert deployed.owner.execute("SELECT max(revisions) FROM seasons").fetchone() == (1,)
 
 
 REFUSED_TO_ALL = [

@@ -9,6 +9,7 @@ import re
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from scoreboard.model import Partition
 from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.drills.place import VISITOR, Place
 from tests.support.eventually import eventually
+from tests.support.repository import ROOT
 
 KEYS = PartitionKeys(Partition("main"))
 LOCK_S = 900
@@ -210,6 +212,30 @@ def stream_trimmed(place: Place) -> None:
         eventually(lambda: client.hget(KEYS.meta, "state") == "fenced", within_s=30)
 
 
+@fault("SeasonOverdue", is_drawn=False)
+def season_not_turned(place: Place) -> None:
+    """Somebody took a right from the flusher's login in Redis, and the season of a board ended."""
+    _run(place, "board", "create", "league", "--season", "daily")
+    with place.redis() as client:
+        client.execute_command("ACL", "SETUSER", "flusher", "-xadd")
+        meta = PartitionKeys(Partition("league")).meta
+        name, start, _ = str(client.hget(meta, "season")).split(":")
+        client.hset(meta, "season", f"{name}:{start}:{int(start) + 1}")
+    _wait_logged("flusher", "season_not_turned", place)
+
+
+@fault("HeldActions", is_drawn=False)
+def held_for_days(place: Place) -> None:
+    """An action exceeded a limit two days ago, and nobody has decided on it."""
+    with place.sql() as database:
+        database.execute(
+            "INSERT INTO held_actions (board, user_id, action_id, part, epoch, seq, delta, score,"
+            " limit_kind, occurred_at) SELECT 'main', id, 'win:held', 0, 0, 0, 5000, 0, 'action',"
+            " now() - INTERVAL '2 days' FROM users WHERE external_id = %s",
+            [VISITOR],
+        )
+
+
 @fault("ApiDown", is_drawn=False)
 def api_stopped(place: Place) -> None:
     """The api was stopped and not started again."""
@@ -246,6 +272,19 @@ def group_destroyed(place: Place) -> None:
     """Somebody removed the flusher's consumer group."""
     with place.redis() as client:
         client.xgroup_destroy(KEYS.events, GROUP)
+
+
+def _run(place: Place, *command: str) -> None:
+    """Run a command of the operator."""
+    subprocess.run(
+        [sys.executable, "-m", "cli", *command],
+        env=dict(place.programs) | dict(place.operator),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
 
 
 def _stop(part: str, place: Place) -> None:

@@ -446,6 +446,31 @@ async def test_held_actions_are_listed_released_and_voided(admin: Admin) -> None
     assert states == ["released", "voided"]
 
 
+async def test_an_action_held_in_another_season_is_released_only_if_that_is_asked_for(
+    admin: Admin,
+) -> None:
+    rules = Rules(season="monthly", time_zone="UTC")
+    await admin.send("boards", name="league", rules={"season": "monthly", "timeZone": "UTC"})
+    limits = {"pointsPerAction": 10, "pointsPerWindow": 0, "windowS": 0}
+    assert (await admin.send("boards/league", "PATCH", limits=limits)).status_code == 200
+    await act(admin.settings, Action("alice", "quest:1", 50, rules=rules), board="league")
+    await eventually_async(lambda: is_drained(admin.settings, "league"))
+    [one] = (await admin.get("held", board="league")).json()["held"]
+    [(season,)] = query(admin.settings, "SELECT season FROM seasons WHERE board = 'league'")
+    assert one["season"] == season
+    query(admin.settings, "UPDATE held_actions SET season = '1999-01' WHERE board = 'league'")
+    body = {"kind": "release", "board": "league", "held": one["id"]}
+    for path, more in (("acts/preview", {}), ("acts", {"id": "e" * 16, "reason": "checked"})):
+        refused = await admin.send(path, **body, **more)
+        assert problem(refused) == (409, "operator-mistake")
+        assert "is of season 1999-01, which is over" in refused.json()["detail"]
+    body["inCurrentSeason"] = True
+    done = await admin.send("acts", **body, id="e" * 16, reason="checked")
+    assert (done.status_code, done.json()["score"]) == (200, 50), done.text
+    other = {"kind": "ban", "board": "league", "userId": "alice", "inCurrentSeason": True}
+    assert (await admin.send("acts/preview", **other)).status_code == 422
+
+
 async def test_the_audit_log_is_paged(admin: Admin) -> None:
     for delta in (1, 2, 3):
         await admin.act("correct", userId="bob", delta=delta)

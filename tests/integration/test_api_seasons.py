@@ -119,12 +119,58 @@ async def test_seasons_are_read_by_their_id_and_listed_with_winners(
     assert (near["rank"], near["total"], near["season"]) == (2, 4, first)
     assert [row["userId"] for row in near["neighbours"]] == ["alice", "bob", "carol"]
 
+    own = client.bearer("bob", scope="read:leaderboard")
+    answer = await client.get("/api/scores/me", params={"season": first, "around": 1}, headers=own)
+    assert answer.json() == near
+    answer = await client.get("/api/scores/me", params={"season": second}, headers=own)
+    assert answer.json()["type"].endswith("unknown-user")
+    friends = await read(client, "users", season=first, ids="erin,dave,alice")
+    assert [
+        (row["place"], row["rank"], row["userId"], row["score"]) for row in friends["users"]
+    ] == [
+        (1, 1, "alice", 30),
+        (2, 4, "dave", 5),
+    ]
+    assert (friends["notFound"], friends["total"], friends["season"]) == (["erin"], 4, first)
+    assert await read(client, "users", season=second, ids="erin,dave") == await read(
+        client, "users", ids="erin,dave"
+    )
+    place = {"total": 4, "epoch": 0, "seq": 0, "season": first}
+    for score, rank, equals in ((31, 1, 0), (30, 2, 1), (12, 3, 0), (5, 5, 1), (0, 5, 0)):
+        assert await read(client, "rank", season=first, score=score) == {
+            "score": score,
+            "rank": rank,
+            "equals": equals,
+            **place,
+        }
+    assert (await read(client, "rank", season=second, score=5))["rank"] == 2
+    cut = {"rank": 2, "score": 20, "needed": 21, **place}
+    assert await read(client, "cutoff", season=first, rank=2) == cut
+    cut = {"rank": 5, "needed": 0, **place}
+    assert await read(client, "cutoff", season=first, rank=5) == cut
+    assert (await read(client, "cutoff", season=second, rank=1))["score"] == 10
+
+    # A revision of the standings is another version of the response.
+    before = await client.get("/api/scores/leaderboard", params={"season": first})
+    query(
+        settings, "UPDATE seasons SET revisions = 1, revised_at = ends_at WHERE season = %s", first
+    )
+    known = {"If-None-Match": before.headers["etag"]}
+    after = await client.get("/api/scores/leaderboard", params={"season": first}, headers=known)
+    assert (before.status_code, after.status_code) == (200, 200)
+    listed = (await read(client, "seasons", limit=1, before=second))["seasons"]
+    assert listed[0]["revisedAt"] == int(ends) * 1000
+
     for path, params in (
-        ("leaderboard", {"season": "1999-01"}),
-        ("users/bob", {"season": "1999-01"}),
+        ("leaderboard", {}),
+        ("users/bob", {}),
+        ("users", {"ids": "bob"}),
+        ("rank", {"score": 1}),
+        ("cutoff", {"rank": 1}),
     ):
-        problem = await read(client, path, 404, **params)
+        problem = await read(client, path, 404, season="1999-01", **params)
         assert problem["type"] == "/docs/problems/unknown-season"
+        await read(client, path, 422, season="a@b", **params)
     assert (await read(client, "users/erin", 404, season=first))["type"].endswith("unknown-user")
     await read(client, "leaderboard", 422, season="a@b")
     rules = (await client.get("/api/boards/main")).json()["rules"]
@@ -143,8 +189,15 @@ async def test_standings_that_are_not_final_are_not_shown(
     async with store_of(settings) as store:
         for number in range(2):
             await store.turn(Partition("main", number), RULES)
-    problem = await read(client, "leaderboard", 503, season=first)
-    assert problem["type"] == "/docs/problems/season-ended"
+    for path, params in (
+        ("leaderboard", {}),
+        ("users/alice", {}),
+        ("users", {"ids": "alice"}),
+        ("rank", {"score": 1}),
+        ("cutoff", {"rank": 1}),
+    ):
+        problem = await read(client, path, 503, season=first, **params)
+        assert problem["type"] == "/docs/problems/season-ended"
 
 
 async def test_a_board_without_seasons_has_none(start_api: StartApi, database_url: str) -> None:
@@ -176,3 +229,50 @@ async def test_updates_over_a_boundary_need_no_flusher(
     assert {answer.status_code for answer in (*first, *second, *repeats)} == {200}
     assert {answer.json()["newScore"] for answer in second} == {10}
     assert {answer.json()["replayed"] for answer in repeats} == {True}
+
+
+async def test_a_read_begins_the_next_season_without_flusher_and_updates(
+    start_api: StartApi, settings: Settings
+) -> None:
+    """Readers saw the standings of a season for as long as nobody played, with the flusher away."""
+    await open_board(settings)
+    client = await start_api(open=(), database_url=settings.database_url.reveal())
+    for user in ("alice", "bob", "carol"):
+        assert (await client.update(user)).status_code == 200
+    first = await read(client, "leaderboard")
+    assert len(first["leaderboard"]) == 3
+    end_season(settings)
+
+    async def is_over() -> bool:
+        return (await client.get("/api/scores/users/alice")).status_code == 404
+
+    began = time.monotonic()
+    await eventually_async(is_over, 5)
+    assert time.monotonic() - began < 3
+    now = await read(client, "leaderboard")
+    assert (now["leaderboard"], now["total"]) == ([], 0)
+    assert now["season"] != first["season"]
+    assert now["endsAt"] > time.time() * 1000
+    assert (await read(client, "rank", score=5))["rank"] == 1
+    assert (await read(client, "users", ids="alice,bob"))["notFound"] == ["alice", "bob"]
+
+
+async def test_a_season_that_cannot_end_is_shown_with_its_past_end(
+    start_api: StartApi, settings: Settings
+) -> None:
+    await open_board(settings)
+    client = await start_api(open=(), database_url=settings.database_url.reveal())
+    assert (await client.update("alice")).status_code == 200
+    first = await read(client, "leaderboard")
+    with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as store:
+        for number in range(2):
+            store.hset(PartitionKeys(Partition("main", number)).meta, "state", "archived")
+    end_season(settings)
+
+    async def is_past() -> bool:
+        found = await read(client, "leaderboard")
+        return found["endsAt"] <= time.time() * 1000
+
+    await eventually_async(is_past, 5)
+    found = await read(client, "leaderboard")
+    assert (found["season"], ranking(found)) == (first["season"], [(1, "alice", 10)])

@@ -91,6 +91,7 @@ WORDS = {
     "held void": ("1", *ACT),
     "season list": ("main",),
     "season top": ("main", "2026-W48"),
+    "season revise": ("main", "2026-W48", "--reason", "test", "--yes"),
 }
 """The arguments with which a command connects to the servers."""
 SERVES = {"kong sync"}

@@ -4,19 +4,23 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from pyarrow import parquet
 
 from flusher import seasons
 from scoreboard.model import Action, Layout, Partition, Rules
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import PartitionKeys
-from tests.support.clients.commands import Run
+from tests.support.clients.commands import Done, Run
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import act, flushing, is_drained, query
 
 RULES = Rules(season="weekly", time_zone="Europe/Berlin")
+UTC_RULES = Rules(season="weekly", time_zone="UTC")
+LIMIT = ("--max-points-per-action", "10")
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def settings(redis_url: str, database_url: str) -> Settings:
 
 
 async def test_a_board_with_seasons_is_created_played_and_listed(
-    command: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    command: Run, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seasons, "LIST_EVERY_S", 1.0)
     create = ("board", "create", "league", "--season", "weekly", "--time-zone", "Europe/Berlin")
@@ -60,10 +64,69 @@ async def test_a_board_with_seasons_is_created_played_and_listed(
         {"rank": 1, "userId": "alice", "score": 30},
         {"rank": 2, "userId": "bob", "score": 20},
     ]
+    query(settings, "UPDATE season_standings SET score = 99 WHERE rank = 2")
+    verify = ("verify", "--board", "league", "--season", first)
+    wrong = await asyncio.to_thread(command, *verify)
+    assert (wrong.code, wrong.out.count("season standings")) == (1, 1)
+    assert (await asyncio.to_thread(command, *verify, "--full")).code == 2
+    revise = ("season", "revise", "league", first, "--reason", "changed by hand", "--yes")
+    assert "2 users" in (await asyncio.to_thread(command, *revise)).err
+    assert (await asyncio.to_thread(command, *verify)).code == 0
+    again = await asyncio.to_thread(command, "season", "top", "league", first, "--json")
+    assert again.out == top.out
+    open_ = await asyncio.to_thread(command, "season", "revise", "league", "1999-W01", *revise[4:])
+    assert "has no final season" in open_.err
     unknown = await asyncio.to_thread(command, "season", "top", "league", "1999-W01")
     assert "has no season" in unknown.err
     exported = await asyncio.to_thread(command, "export", "board", "league")
     assert exported.out.splitlines() == ["rank,userId,score,reachedAt"]
+    reached = query(settings, "SELECT reached_at FROM scores ORDER BY score DESC")
+    export = ("export", "board", "league", "--season", first)
+    exported = await asyncio.to_thread(command, *export)
+    assert [line.split(",") for line in exported.out.splitlines()[1:]] == [
+        [rank, user, score, f"{at:%Y-%m-%dT%H:%M:%S.%fZ}"]
+        for (rank, user, score), (at,) in zip(
+            (("1", "alice", "30"), ("2", "bob", "20")), reached, strict=True
+        )
+    ]
+    file = tmp_path / "final.parquet"
+    done = await asyncio.to_thread(command, *export, "--format", "parquet", "--output", str(file))
+    assert "2 rows exported" in done.err
+    assert parquet.read_table(file).to_pylist() == [
+        {"rank": 1, "userId": "alice", "score": 30, "reachedAt": reached[0][0]},
+        {"rank": 2, "userId": "bob", "score": 20, "reachedAt": reached[1][0]},
+    ]
+    [(second,)] = query(settings, "SELECT season FROM seasons ORDER BY starts_at DESC LIMIT 1")
+    current = await asyncio.to_thread(command, *export[:-1], second)
+    assert (current.code, current.out.splitlines()) == (0, ["rank,userId,score,reachedAt"])
+    unknown = await asyncio.to_thread(command, *export[:-1], "1999-W01")
+    assert "has no season 1999-W01" in unknown.err
+    query(settings, "UPDATE seasons SET frozen_at = NULL")
+    assert "is not final yet" in (await asyncio.to_thread(command, *export)).err
+
+
+async def test_an_action_of_an_ended_season_is_released_in_the_current_one(
+    command: Run, settings: Settings
+) -> None:
+    for words in (("create", "league", "--season", "weekly"), ("set", "league", *LIMIT)):
+        assert (await asyncio.to_thread(command, "board", *words)).code == 0
+    async with flushing(settings):
+        await act(settings, Action("alice", "win:1", 30, rules=UTC_RULES), board="league")
+        await eventually_async(lambda: is_drained(settings, "league"))
+        query(settings, "UPDATE held_actions SET season = '1999-W01'")
+        release = ("held", "release", "--user", "alice", "--board", "league", "--yes")
+        why = ("--reason", "checked", "--json")
+        refused = await asyncio.to_thread(command, *release, *why)
+        assert (refused.code, result(refused)["outcome"]) == (5, "refused")
+        assert "is of season 1999-W01, which is over" in refused.out
+        done = await asyncio.to_thread(command, *release, *why, "--in-current-season")
+    assert (done.code, result(done)["score"]) == (0, 30)
+
+
+def result(done: Done) -> dict[str, Any]:
+    """Return the only result; the flusher of the test logs to the same place before it."""
+    [one] = json.loads(done.out.splitlines()[-1])
+    return one
 
 
 async def test_the_last_season_of_a_deleted_board_becomes_final(

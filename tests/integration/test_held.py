@@ -33,6 +33,7 @@ from scoreboard.model import (
 from scoreboard.moderation import acts as acts_module
 from scoreboard.moderation.plans import Correction, Release, Undo, Void
 from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.store.client import make_client
 from scoreboard.store.store import Store
 from tests.support.clients.commands import Run
@@ -237,6 +238,32 @@ async def test_a_repeat_after_the_dedup_window_counts_nothing(world: World, deci
         world.settings, "SELECT count(*) FROM rejected_events WHERE action_id = 'win:2'"
     )
     assert rejected == [(2,)]
+
+
+async def test_what_waits_for_a_decision_is_measured(world: World) -> None:
+    await eventually_async(lambda: measured() == (1, True), 10)
+    [one] = await held(world)
+    [(age_s,)] = query(
+        world.settings, "SELECT extract(epoch FROM now() - occurred_at) FROM held_actions"
+    )
+    query(world.settings, "UPDATE held_actions SET occurred_at = now() - INTERVAL '3 days'")
+    await eventually_async(lambda: (held_age_s() or 0) >= 3 * DAY_S, 10)
+    assert age_s < DAY_S
+    done = await world.perform(Release(one.id))
+    await eventually_async(lambda: measured() == (0, False), 10)
+    await world.perform(Undo(done.act_id))
+    await eventually_async(lambda: measured() == (1, True), 10)
+    await void(world, one.id)
+    await eventually_async(lambda: measured() == (0, False), 10)
+
+
+def measured() -> tuple[float | None, bool]:
+    """Return how many actions wait, and whether one has an age."""
+    return REGISTRY.get_sample_value("scoreboard_held_actions"), bool(held_age_s())
+
+
+def held_age_s() -> float | None:
+    return REGISTRY.get_sample_value("scoreboard_held_oldest_age_seconds")
 
 
 async def test_a_counted_action_that_is_repeated_late_is_not_held(world: World) -> None:

@@ -1,24 +1,30 @@
 """Seasons of a few seconds: each action counts in one of them, whatever happens at the boundary."""
 
 import asyncio
+import random
 import time
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
 from flusher import seasons
-from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed
+from scoreboard.errors import NotFound, OperatorMistake, SeasonClosed, UnknownSeason
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.acts import ActFilter, select_acts
-from scoreboard.ledger.boards import insert_board, select_board
+from scoreboard.ledger.audit import audited
+from scoreboard.ledger.boards import insert_board, select_board, set_board_limits
 from scoreboard.ledger.dead_letters import Overrides
 from scoreboard.ledger.exports import open_rows, user_tables
+from scoreboard.ledger.held import HeldFilter, select_held
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
+    count_season_scores,
     current_scores,
     freeze_season,
+    revise_season,
     select_season_standing,
     select_season_standings,
     select_seasons,
@@ -30,16 +36,34 @@ from scoreboard.ledger.users import (
     select_user_boards,
     select_user_seasons,
 )
-from scoreboard.model import Action, Board, Layout, Partition, Receipt, Rules, partition_of
+from scoreboard.model import (
+    Action,
+    Board,
+    Layout,
+    Limits,
+    Partition,
+    Receipt,
+    Rules,
+    partition_of,
+)
 from scoreboard.moderation.acts import Moderator
-from scoreboard.moderation.plans import BanChange, Correction, Undo, Void, WindowVoid
+from scoreboard.moderation.plans import (
+    BanChange,
+    Correction,
+    Release,
+    Request,
+    Undo,
+    Void,
+    WindowVoid,
+)
 from scoreboard.recovery.board_changes import open_new_board
 from scoreboard.recovery.reseed import SESSION, reseed
-from scoreboard.recovery.verify import verify
+from scoreboard.recovery.verify import verify, verify_season
 from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.seasons import Season, season_at
 from scoreboard.store.client import make_client
-from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.keys import BOARDS, PartitionKeys
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
     act,
@@ -165,7 +189,7 @@ class World:
     async def connected(self) -> Connection:
         return await connect(self.settings, name="test", autocommit=True)
 
-    async def moderate(self, *requests: Correction | Void | BanChange | Undo) -> list[str]:
+    async def moderate(self, *requests: Request) -> list[str]:
         done: list[str] = []
         for request in requests:
             connection = await self.connected()
@@ -273,6 +297,38 @@ async def test_a_season_ends_without_traffic_and_viewers_see_the_empty_board(wor
         await world.frozen(1)
     assert world.scores() == {(first, "alice"): 30, (first, "bob"): 20}
     await world.verify()
+
+
+async def test_a_season_that_does_not_end_is_measured_until_it_does(world: World) -> None:
+    await world.play(Action("alice", "win:1", 30))
+    with redis.Redis.from_url(world.settings.redis_url.reveal(), decode_responses=True) as client:
+
+        def set_zone(zone: str, before: str) -> None:
+            query(world.settings, "UPDATE boards SET time_zone = %s", zone)
+            client.hset(BOARDS, "main", str(client.hget(BOARDS, "main")).replace(before, zone))
+
+        def set_state(state: str) -> None:
+            for number in range(PARTITIONS):
+                client.hset(PartitionKeys(Partition("main", number)).meta, "state", state)
+
+        async with flushing(world.settings):
+            await world.drained()
+            await eventually_async(lambda: _overdue_s() == 0, 5)
+            set_zone("Nowhere/City", "UTC")  # as if the host had lost the zone
+            await world.end()
+            await eventually_async(lambda: _overdue_s() > 2, 15)
+            assert await world.shown() == {"alice": 30}
+            set_state("archived")  # an archived board keeps its season
+            await eventually_async(lambda: _overdue_s() == 0, 5)
+            set_state("open")
+            await eventually_async(lambda: _overdue_s() > 2, 5)
+            set_zone("UTC", "Nowhere/City")
+            await eventually_async(lambda: _is_empty(world), 10)
+            await eventually_async(lambda: _overdue_s() == 0, 5)
+
+
+def _overdue_s() -> float:
+    return REGISTRY.get_sample_value("scoreboard_season_overdue_seconds") or 0.0
 
 
 async def _is_empty(world: World) -> bool:
@@ -654,3 +710,284 @@ async def test_a_dead_letter_counts_in_the_season_of_its_action(world: World) ->
         await eventually_async(lambda: _shows(world, {"alice": 5}), 20)
     assert world.sums() == {(first, "alice"): 33, (second, "alice"): 5}
     await world.verify()
+
+
+def write_unreadable(world: World, user: str, action: str) -> None:
+    """Write an action of the current season to the stream, with points that cannot be read."""
+    keys = PartitionKeys(Partition("main", partition_of(user, PARTITIONS)))
+    with redis.Redis.from_url(world.settings.redis_url.reveal(), decode_responses=True) as client:
+        season = str(client.hget(keys.meta, "season"))
+        seq = client.hincrby(keys.meta, "seq", 1)
+        fields = {"q": seq, "u": user, "a": action, "d": "x", "s": 33, "e": 1, "p": season}
+        client.xadd(keys.events, fields)
+
+
+async def apply_dead(world: World, deltas: dict[str, int]) -> list[str]:
+    """Apply the dead letters of users with these points; return the details."""
+    connection = await world.connected()
+    try:
+        entries = await dead_letters.select_entries(connection, "main", after=0, limit=10)
+        await dead_letters.lock_board(connection, world.board)
+        done = [
+            await dead_letters.apply(
+                connection,
+                world.board,
+                entry.id,
+                actor="me",
+                overrides=Overrides(delta=deltas[entry.user_id]),
+            )
+            for entry in entries
+            if entry.user_id in deltas
+        ]
+    finally:
+        await connection.close()
+    assert [one.outcome for one in done] == ["applied"] * len(deltas)
+    return [one.detail for one in done]
+
+
+def standings(world: World) -> list[tuple[int, str, int]]:
+    return query(
+        world.settings,
+        "SELECT t.rank, u.external_id, t.score FROM season_standings t"
+        " JOIN users u ON u.id = t.user_id ORDER BY t.season, t.rank",
+    )
+
+
+async def stored_dead(world: World, count: int) -> None:
+    """Wait until there are ``count`` dead letters; what has no seq moves no position."""
+    rows = "SELECT 1 FROM dead_events"
+    await eventually_async(lambda: len(query(world.settings, rows)) == count, 20)
+
+
+async def test_a_dead_letter_that_is_applied_after_the_freeze_revises_the_standings(
+    world: World,
+) -> None:
+    """It counted in the ledger and the scores of its season, and not in the final standings."""
+    first = await world.season()
+    await world.play(
+        Action("alice", "win:1", 30), Action("bob", "win:1", 31), Action("eve", "win:1", 90)
+    )
+    for user in ("alice", "carol", "eve"):
+        write_unreadable(world, user, "win:2")
+    async with flushing(world.settings):
+        await stored_dead(world, 3)
+        [ban] = await world.moderate(BanChange("eve", "ban"))
+        await world.end()
+        await world.frozen(1)
+        await world.drained()
+        assert standings(world) == [(1, "bob", 31), (2, "alice", 30)]
+        await world.moderate(Undo(ban), BanChange("bob", "ban"))
+        details = await apply_dead(world, {"alice": 3, "carol": 7})
+        assert details == [f"counted, and the final standings of {first} revised"] * 2
+        # Who was banned when the season ended stays out, and who was not stays in.
+        assert standings(world) == [(1, "alice", 33), (2, "bob", 31), (3, "carol", 7)]
+        await apply_dead(world, {"eve": 1})
+        assert standings(world) == [(1, "alice", 33), (2, "bob", 31), (3, "carol", 7)]
+        await world.drained()
+        connection = await world.connected()
+        [season] = await select_seasons(connection, "main", limit=1, before=await world.season())
+        await connection.close()
+        assert (season.id, season.is_frozen, season.users) == (first, True, 3)
+        assert season.revised_at is not None
+    assert query(world.settings, "SELECT revisions FROM seasons ORDER BY starts_at")[0] == (3,)
+    rows = query(world.settings, "SELECT detail FROM audit_log WHERE action = 'season revise'")
+    assert [row[0]["users"] for row in rows] == [2, 3, 3]
+    assert world.sums()[first, "alice"] == 33
+    await world.verify()
+
+
+async def test_a_dead_letter_before_the_freeze_revises_nothing(world: World) -> None:
+    await world.play(Action("bob", "win:1", 31))
+    write_unreadable(world, "alice", "win:2")
+    async with flushing(world.settings):
+        await stored_dead(world, 1)
+        assert await apply_dead(world, {"alice": 40}) == ["counted"]
+        await world.end()
+        await world.frozen(1)
+    assert standings(world) == [(1, "alice", 40), (2, "bob", 31)]
+    assert query(world.settings, "SELECT 1 FROM audit_log WHERE action = 'season revise'") == []
+    await world.verify()
+
+
+async def test_a_freeze_waits_for_a_dead_letter_that_is_being_applied(world: World) -> None:
+    """A freeze between the ledger's row and its commit would miss the row for ever."""
+    first = await world.season()
+    await world.play(Action("bob", "win:1", 31))
+    write_unreadable(world, "alice", "win:2")
+    async with flushing(world.settings):
+        await stored_dead(world, 1)
+    connection, freezing = await world.connected(), await world.connected()
+    try:
+        async with connection.transaction():
+            [entry] = await dead_letters.select_entries(connection, "main", after=0, limit=10)
+            await dead_letters.lock_board(connection, world.board)
+            await dead_letters.apply(
+                connection, world.board, entry.id, actor="me", overrides=Overrides(delta=40)
+            )
+            assert not await freeze_season(freezing, "main", first)
+        assert await freeze_season(freezing, "main", first)
+    finally:
+        await connection.close()
+        await freezing.close()
+    assert standings(world) == [(1, "alice", 40), (2, "bob", 31)]
+
+
+async def test_an_action_held_in_an_earlier_season_counts_only_if_it_is_asked_for(
+    world: World,
+) -> None:
+    """It counted in the season in which it happened to be released, without a word."""
+    limits = Limits(per_action=100)
+    async with await connect(world.settings, name="test") as connection:
+        await set_board_limits(connection, "main", limits)
+    world.board = msgspec.structs.replace(world.board, limits=limits)
+    async with store_of(world.settings) as store:
+        for number in range(PARTITIONS):
+            await store.configure(Partition("main", number), world.board)
+    first = await world.season()
+    async with flushing(world.settings):
+        await world.play(
+            Action("alice", "win:1", 30),
+            Action("alice", "win:2", 500),
+            Action("bob", "win:1", 600),
+            Action("carol", "win:1", 700),
+        )
+        await world.drained()
+        connection = await world.connected()
+        early, late, voided = await select_held(connection, HeldFilter(), limit=9)
+        by_user = {one.user_id: one for one in (early, late, voided)}
+        assert {one.season for one in by_user.values()} == {first}
+        await world.moderate(Release(by_user["alice"].id))  # of the current season
+        await world.drained()
+        await world.end()
+        await world.frozen(1)
+        second = await world.season()
+        refused = Release(by_user["bob"].id)
+        with pytest.raises(OperatorMistake, match=f"is of season {first}, which is over"):
+            await world.moderate(refused)
+        query(  # as an older flusher; end() has moved the end of the season
+            world.settings,
+            "UPDATE held_actions SET season = NULL, occurred_at = occurred_at - INTERVAL '1 min'",
+        )
+        with pytest.raises(OperatorMistake, match=f"is of season {first}, which is over"):
+            await world.moderate(refused)
+        [act_id] = await world.moderate(Release(by_user["bob"].id, in_current_season=True))
+        await world.drained()
+        assert await world.shown() == {"bob": 600}
+        acts = await select_acts(connection, ActFilter(user_id="bob"), limit=1)
+        assert acts[0].detail["heldIn"] == first
+        async with store_of(world.settings) as store:
+            moderator = Moderator(store, connection, world.board, actor="me", stream_cap=1000)
+            await moderator.void_held(by_user["carol"].id, reason="too late")
+        await world.moderate(Undo(act_id))
+        await world.drained()
+        [again] = await select_held(connection, HeldFilter(state="held"), limit=9)
+        assert again.user_id == "bob"
+        await connection.close()
+    assert standings(world) == [(1, "alice", 530)]
+    assert world.sums() == {(first, "alice"): 530, (second, "bob"): 0}
+    await world.verify()
+
+
+@pytest.mark.parametrize("order", ["highest", "lowest"])
+async def test_the_rank_of_a_score_in_a_season_is_found_without_reading_all_rows(
+    world: World, order: str
+) -> None:
+    choose = random.Random(7)
+    rules = msgspec.structs.replace(LONG, order=order)
+    board = Board("main", Layout(PARTITIONS, 1000, 4, rules))
+    query(
+        world.settings,
+        "INSERT INTO seasons (board, season, starts_at, ends_at, frozen_at)"
+        " VALUES ('main', 'S', now() - INTERVAL '2 days', now() - INTERVAL '1 day', now()),"
+        " ('main', 'NONE', now() - INTERVAL '9 days', now() - INTERVAL '8 days', now())",
+    )
+    scores = sorted((choose.randint(0, 40) * 2 for _ in range(57)), reverse=order == "highest")
+    for rank, score in enumerate(scores, 1):
+        query(
+            world.settings,
+            "WITH one AS (INSERT INTO users (id, external_id) VALUES (gen_random_uuid(), %s)"
+            " RETURNING id)"
+            " INSERT INTO season_standings SELECT 'main', 'S', %s, id, %s FROM one",
+            *(f"user{rank}", rank, score),
+        )
+    connection = await world.connected()
+    try:
+        for score in range(83):
+            better = sum(one < score if order == "lowest" else one > score for one in scores)
+            found = await count_season_scores(connection, board, "S", score)
+            assert found == (better, better + scores.count(score)), score
+        assert await count_season_scores(connection, board, "NONE", 5) == (0, 0)
+    finally:
+        await connection.close()
+
+
+async def test_differences_of_an_ended_season_are_found(world: World) -> None:
+    first = await world.season()
+    await world.play(
+        Action("alice", "win:1", 30),
+        Action("bob", "win:1", 20),
+        Action("carol", "win:1", 10),
+        Action("eve", "win:1", 90),
+    )
+    async with flushing(world.settings):
+        await world.drained()
+        [ban] = await world.moderate(BanChange("eve", "ban"))
+        await world.end()
+        await world.frozen(1)
+        await world.moderate(Undo(ban))
+        await world.play(Action("alice", "win:2", 7))
+        await world.drained()
+    second = await world.season()
+    assert await found_by(world) == []
+    assert await found_by(world, first) == []
+    of = "user_id = (SELECT id FROM users WHERE external_id = %s)"
+    query(
+        world.settings,
+        "UPDATE season_standings SET rank = 9 - rank WHERE rank < 3",
+    )
+    query(world.settings, f"DELETE FROM season_standings WHERE {of}", "carol")
+    standings_found = [
+        ("season standings", f"{first}, alice: rank 8 with 30, due is rank 1 with 30"),
+        ("season standings", f"{first}, bob: rank 7 with 20, due is rank 2 with 20"),
+        ("season standings", f"{first}, carol: no standing, due is rank 3 with 10"),
+    ]
+    assert await found_by(world, first) == standings_found
+    assert await found_by(world) == standings_found
+    connection = await world.connected()
+    async with audited(connection) as trail:
+        users = await revise_season(connection, trail, "main", first, actor="me", reason="test")
+    await connection.close()
+    assert users == 3
+    assert await found_by(world, first) == []
+    assert [row[1] for row in standings(world)] == ["alice", "bob", "carol"]
+    query(world.settings, f"UPDATE scores SET score = 25 WHERE board LIKE '%%@%%' AND {of}", "bob")
+    assert await found_by(world, first) == [
+        ("season sum", f"{first}, bob: score 25 of 1 actions, ledger 20 of 1"),
+        ("season standings", f"{first}, bob: rank 2 with 20, due is rank 2 with 25"),
+    ]
+    connection = await connect(world.settings, name="test", autocommit=True, **SESSION)
+    try:
+        with pytest.raises(UnknownSeason):
+            await verify_season(connection, world.board, "1999-01")
+        with pytest.raises(OperatorMistake, match="is the current one"):
+            await verify_season(connection, world.board, second)
+    finally:
+        await connection.close()
+
+
+async def found_by(world: World, season: str | None = None) -> list[tuple[str, str]]:
+    """Return what a full verification finds, or one of a season."""
+    client = make_client(world.settings, name="test")
+    connection = await connect(world.settings, name="test", autocommit=True, **SESSION)
+    try:
+        if season is None:
+            verdict = await verify(
+                client, connection, world.board, sample=None, report=lambda *_: None
+            )
+        else:
+            verdict = await verify_season(connection, world.board, season)
+    finally:
+        await connection.close()
+        await client.aclose()
+    assert verdict.drifted == ()
+    return [(one.check, one.detail) for one in verdict.findings]

@@ -126,4 +126,4 @@ def test_another_season_is_a_change_although_both_boards_are_empty() -> None:
     assert state.apply(Window(2, 11, 0, (), season="A:1:2"), at_ms=2) is ReadResult.UNCHANGED
     assert state.apply(Window(2, 12, 0, (), season="B:2:3"), at_ms=3) is ReadResult.CHANGED
     assert state.message is not None
-    assert state.message.season == "B"
+    assert (state.message.season, state.message.ends_at) == ("B", 3000)

@@ -35,7 +35,7 @@ export async function showSeasons(context) {
   ];
   return [
     ...(await paged(read, "seasons", `Seasons of ${board}`, COLUMNS, cells, context.work)),
-    make("p", { class: "hint" }, "The standings of a final season never change. Acts change the current season only."),
+    make("p", { class: "hint" }, "The standings of a final season change only if an action of it is counted later. Acts change the current season only."),
   ];
 }
 

@@ -312,6 +312,7 @@ def _held_row(one: HeldAction) -> HeldRow:
         one.act_id,
         one.voided_by,
         one.voided_reason,
+        one.season,
     )
 
 

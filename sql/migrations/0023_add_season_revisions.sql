@@ -1,0 +1,9 @@
+-- depends: 0022_partition_ledger_by_board
+INSERT INTO schema_compatibility (migration, compatible_from)
+VALUES ('0023_add_season_revisions', '0016_create_schema_compatibility') ON CONFLICT DO NOTHING;
+-- The season in which an action was held; NULL on a board without seasons, and in rows of earlier versions.
+ALTER TABLE held_actions ADD COLUMN IF NOT EXISTS season TEXT;
+-- How often the final standings were computed again after they were frozen, and when last.
+ALTER TABLE seasons
+    ADD COLUMN IF NOT EXISTS revisions INT NOT NULL DEFAULT 0,
+    ADD COLUMN IF NOT EXISTS revised_at TIMESTAMPTZ;
