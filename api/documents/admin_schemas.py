@@ -225,9 +225,10 @@ class HeldRow(Struct, frozen=True, rename="camel"):
 
 
 class HeldReply(Struct, frozen=True):
-    """Held actions, oldest first."""
+    """A page of held actions, oldest first."""
 
     held: tuple[HeldRow, ...]
+    next: Annotated[int | None, Meta(description="`after` of the next page; null on the last.")]
 
 
 class HeldVoid(Struct, frozen=True, forbid_unknown_fields=True):

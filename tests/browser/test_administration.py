@@ -4,6 +4,7 @@ Lost responses and a switched-off API are simulated by intercepting the browser'
 is real.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -113,6 +114,11 @@ async def confirm(dialog: Any, text: str) -> None:
 async def test_administrator_finds_bans_and_restores_a_player(open_page: OpenPage, up: Up):
     await score(up, "rob", 30, 20)
     await score(up, "sue", 40)
+
+    async def is_known() -> bool:
+        return bool((await read(up, "/api/admin/users", query="ro"))["users"])
+
+    await eventually_async(is_known)
     page = await open_page(up["api"] + "/admin")
     await sign_in(page, up, "players")
     await page.get_by_label("Player").fill("ro")
@@ -296,10 +302,163 @@ async def test_held_actions_are_released_and_voided(open_page: OpenPage, up: Up)
     await page.get_by_role("dialog").get_by_label("Reason").fill("sent by\na bot")
     await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     await expect(page.locator("#message")).to_have_text("The action is voided.")
-    await expect(page.get_by_text("There are no such actions.")).to_be_visible()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
     await show(page, "held?state=voided")
     await expect(page.get_by_role("table", name="Held actions")).to_contain_text("zoe:1")
     assert await score_of(up, "zoe", board="cups") == 80
+
+
+async def hold(page: Page, up: Up, board: str, **points: list[int]) -> None:
+    """Make a board with a limit of 50 points, and let actions of users exceed it."""
+    await show(page, "boards")
+    await make_board(page, board)
+    await page.get_by_role("button", name=f"Limits: {board}").click()
+    await page.get_by_label("Points of an action").fill("50")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=board, exact=True))
+    await expect(row).to_contain_text("at most 50 points an action")
+    for user_id, numbers in points.items():
+        await score(up, user_id, *numbers, board=board)
+
+    async def are_held() -> bool:
+        held = (await read(up, "/api/admin/held", board=board, limit="100"))["held"]
+        return len(held) == sum(map(len, points.values()))
+
+    await eventually_async(are_held)
+
+
+async def test_selected_actions_are_released_with_one_reason_each_once(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await hold(page, up, "rally", kim=[60, 70, 80], lea=[90])
+    await show(page, "held?board=rally")
+    await expect(page.get_by_role("button", name="Release selected")).to_be_disabled()
+    await page.get_by_label("All shown").check()
+    await page.get_by_label("Select kim:1 of kim on rally").uncheck()
+    await expect(page.get_by_text("3 selected")).to_be_visible()
+    await page.get_by_role("button", name="Release selected").click()
+    dialog = page.get_by_role("dialog", name="Release 3 actions")
+    await expect(dialog).to_contain_text("3 actions of 2 players on 1 board, +230 points in all")
+    await dialog.get_by_label("Reason").fill("it was a\nfinal")
+    await dialog.get_by_role("button", name="Preview").click()
+    await expect(dialog.locator(".message")).to_have_text("Nothing is changed yet. 3 ready.")
+    await expect(dialog.get_by_role("row").nth(3)).to_contain_text("90")
+    assert await score_of(up, "kim", board="rally") is None
+    await keep_screenshot(page, "administration-bulk")
+
+    # Somebody else decides about the last one, and the answer to the first is lost.
+    [last] = (await read(up, "/api/admin/held", board="rally", userId="lea"))["held"]
+    headers = {"Authorization": f"Bearer {token(up, 'carla', ADMIN)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers) as client:
+        body = {"reason": "a bot"}
+        (await client.post(f"/api/admin/held/{last['id']}/void", json=body)).raise_for_status()
+    sent: list[str] = []
+
+    async def lose(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "{}")["id"])
+        if len(sent) == 1:
+            await route.fetch()
+            await route.abort()
+        else:
+            await route.continue_()
+
+    await page.route("**/api/admin/acts", lose)
+    await dialog.get_by_role("button", name="Release 3 actions").click()
+    await expect(dialog.locator(".message")).to_have_text("2 done, 1 refused.")
+    await expect(dialog.get_by_role("row").nth(3)).to_contain_text("was voided by sub:carla before")
+    assert len(sent) == 4
+    assert len(set(sent)) == 3
+    await dialog.get_by_role("button", name="Close").click()
+    assert await score_of(up, "kim", board="rally") == 140
+    await expect(page.get_by_role("row")).to_have_count(2)  # the heading, and the one left out
+    acts = (await read(up, "/api/admin/acts", board="rally"))["acts"]
+    assert [(act["kind"], act["reason"]) for act in acts] == [("release", "it was a final")] * 2
+
+
+async def test_many_held_actions_are_paged_filtered_and_voided(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await hold(page, up, "crowd", pia=[60] * 52, quy=[70])
+    await show(page, "held?board=crowd")
+    rows = page.get_by_role("table", name="Held actions").locator("tbody tr")
+    await expect(rows).to_have_count(50)
+    await page.get_by_role("button", name="Show more").click()
+    await expect(rows).to_have_count(53)
+
+    # A change of one row keeps the pages that are shown.
+    await page.get_by_role("button", name="Void quy:0 of quy on crowd").click()
+    await page.get_by_role("dialog").get_by_label("Reason").fill("sent by a bot")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    await expect(rows).to_have_count(52)
+    await page.get_by_label("All shown").check()
+    await page.get_by_role("button", name="Void selected").click()
+    dialog = page.get_by_role("dialog", name="Void 52 actions")
+    await dialog.get_by_label("Reason").fill("a bot")
+    await dialog.get_by_role("button", name="Preview").click()
+    refused: list[str] = []
+
+    async def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        if len(refused) == 3:
+            problem = {"title": "Too many requests", "status": 429}
+            await route.fulfill(status=429, headers={"Retry-After": "1"}, json=problem)
+        else:
+            await route.continue_()
+
+    await page.route("**/api/admin/held/*/void", refuse)
+    await dialog.get_by_role("button", name="Void 52 actions").click()
+    await expect(dialog.locator(".message")).to_have_text("52 done.")
+    assert len(refused) == 53
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
+
+    await page.get_by_label("State").select_option("any")
+    await page.get_by_label("Player").fill("quy")
+    await page.get_by_label("Limit").select_option("action")
+    await page.get_by_label("Since").fill("2020-01-01T00:00:00")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    await expect(rows).to_have_count(1)
+    await expect(rows).to_contain_text("voided by sub:admin: sent by a bot")
+    await expect(page.get_by_label("All shown")).to_be_hidden()
+    await page.get_by_label("Limit").select_option("window")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
+
+
+async def test_a_stopped_dialog_leaves_the_rest_undecided(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await hold(page, up, "halt", ria=[60, 70, 80])
+    await show(page, "held?board=halt")
+    await page.get_by_label("All shown").check()
+    await page.get_by_role("button", name="Void selected").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Reason").fill("a bot")
+    await dialog.get_by_role("button", name="Preview").click()
+    arrived, let_go = asyncio.Event(), asyncio.Event()
+
+    async def wait(route: Route) -> None:
+        arrived.set()
+        await let_go.wait()
+        await route.continue_()
+
+    await page.route("**/api/admin/held/*/void", wait)
+    await dialog.get_by_role("button", name="Void 3 actions").click()
+    await arrived.wait()
+    await dialog.press("Escape")
+    await expect(dialog).to_be_visible()  # while something is sent
+    await dialog.get_by_role("button", name="Stop").click()
+    let_go.set()
+    await expect(dialog.locator(".message")).to_have_text("1 done, 2 ready.")
+    await dialog.get_by_role("button", name="Close").click()
+    table = page.get_by_role("table", name="Held actions")
+    await expect(table.locator("tbody tr")).to_have_count(2)
 
 
 async def test_seasons_of_a_board_are_listed_with_their_standings(open_page: OpenPage, up: Up):

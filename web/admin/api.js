@@ -28,8 +28,8 @@
  * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number, held: number}}
  *   Health
  * @typedef {{id: number, board: string, userId: string, actionId: string, delta: number,
- *   limit: "action" | "window", occurredAt: string, state: string, voidedBy: string | null,
- *   voidedReason: string | null}} HeldAction
+ *   limit: "action" | "window", occurredAt: string, state: string, act: string | null,
+ *   voidedBy: string | null, voidedReason: string | null}} HeldAction
  * @typedef {{id: string, startsAt: number, endsAt: number, state: "open" | "final", users: number,
  *   winners: TopRow[]}} Season
  */
@@ -46,10 +46,12 @@ export class ApiError extends Error {
   /**
    * @param {string} message
    * @param {number} status  0 if there was no response
+   * @param {number | null} [retryAfterS]  how long the server wants the client to wait
    */
-  constructor(message, status) {
+  constructor(message, status, retryAfterS = null) {
     super(message);
     this.status = status;
+    this.retryAfterS = retryAfterS;
   }
 
   /** Whether the request may have been carried out, or may succeed if it is sent again. */
@@ -137,7 +139,7 @@ export class AdminApi {
     }
     if (response.ok && answer !== null) return answer;
     if (response.status === 401) this.#onRejected();
-    throw new ApiError(sentenceOf(response, answer), response.ok ? 0 : response.status);
+    throw new ApiError(sentenceOf(response, answer), response.ok ? 0 : response.status, retryAfterOf(response));
   }
 }
 
@@ -165,14 +167,20 @@ function sentenceOf(response, problem) {
     return `This account may not do that: its token needs the scope ${scope ?? "admin:scores"}.`;
   }
   if (status === 429) {
-    const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-    return Number.isFinite(seconds)
+    const seconds = retryAfterOf(response);
+    return seconds !== null
       ? `Too many requests. Try again in ${seconds} s.`
       : "Too many requests. Try again later.";
   }
   const words = problem?.detail ?? problem?.title;
   if (typeof words === "string" && words) return /[.!?]$/.test(words) ? words : `${words}.`;
   return `The server answered with the status ${status}.`;
+}
+
+/** @param {Response} response */
+function retryAfterOf(response) {
+  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  return Number.isFinite(seconds) ? seconds : null;
 }
 
 /** Return the id of a new act, 16 hexadecimal digits. */

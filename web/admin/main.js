@@ -7,6 +7,7 @@
  *   api: AdminApi,
  *   args: string[],
  *   filters: {[name: string]: string},
+ *   pages: {count: number},
  *   addressOf: (view: string, ...args: string[]) => string,
  *   filter: (values: {[name: string]: string}) => void,
  *   refresh: () => void,
@@ -16,7 +17,7 @@
  *     ...fields: HTMLElement[]) => void,
  * }} Context
  *   `args` and `filters` are the rest of the view's address and its query; `filter` shows the view
- *   with other filters. `work` runs a task, shows the sentence that it returns or the error, and
+ *   with other filters. `pages` is how many pages of a table are shown. `work` runs a task, shows the sentence that it returns or the error, and
  *   refreshes the view if the task changes something; `confirm` asks first, and for the values
  *   of fields.
  */
@@ -52,6 +53,7 @@ const find = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 let signIn = null;
 let turn = 0; // counts what is shown, so that a late response does not replace a newer view
 let isWorking = false;
+let pages = { count: 1 };
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
 
@@ -114,6 +116,7 @@ async function show({ isRefresh = false } = {}) {
   const { title, show: makeView, everyMs, of } = VIEWS[name];
   markCurrent(of ?? name);
   if (!isRefresh) {
+    pages = { count: 1 };
     setHeading(args[0] ?? title);
     delete find("view").dataset.address;
     find("view").replaceChildren();
@@ -156,7 +159,7 @@ function makeContext(name, args, filters) {
     show({ isRefresh: true });
   };
   return {
-    api, args, filters, addressOf, refresh, setHeading, work, confirm,
+    api, args, filters, pages, addressOf, refresh, setHeading, work, confirm,
     filter: (values) => {
       const address = `${addressOf(name, ...args)}?${new URLSearchParams(values)}`;
       if (location.hash === address) refresh();

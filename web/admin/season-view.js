@@ -34,7 +34,7 @@ export async function showSeasons(context) {
     winners.map(({ userId, score }) => `${userId} (${formatNumber(score)})`).join(", "),
   ];
   return [
-    ...(await paged(read, "seasons", `Seasons of ${board}`, COLUMNS, cells, context.work)),
+    ...(await paged(context, read, "seasons", `Seasons of ${board}`, COLUMNS, cells)),
     make("p", { class: "hint" }, "The standings of a final season never change. Acts change the current season only."),
   ];
 }

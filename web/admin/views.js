@@ -31,7 +31,7 @@ export async function showBoards(context) {
   /** @param {AdminBoard} board */
   const cells = (board) => boardCells(context, board);
   return [
-    ...(await paged(read, "boards", "Boards", BOARD_COLUMNS, cells, context.work)),
+    ...(await paged(context, read, "boards", "Boards", BOARD_COLUMNS, cells)),
     newBoardForm(context),
   ];
 }
@@ -180,7 +180,7 @@ export async function showAudit(context) {
       field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
       field("Player", input("userId", { value: filters.userId ?? "", maxlength: 128 })),
     ]),
-    ...(await paged(read, "rows", "Audit log", AUDIT_COLUMNS, auditCells, context.work)),
+    ...(await paged(context, read, "rows", "Audit log", AUDIT_COLUMNS, auditCells)),
   ];
 }
 

@@ -1,5 +1,6 @@
 """What administrators look up: users, the audit log, and what waits for a decision."""
 
+from datetime import datetime
 from typing import Annotated, Final
 
 from litestar import Controller, Response, get, post
@@ -23,6 +24,7 @@ from api.documents.schemas import HistoryReply
 from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY, BoardFilter, UserFilter
 from api.endpoints.admin.sessions import (
     Session,
+    actor_of,
     caller_of,
     find_board,
     require_administrator,
@@ -31,6 +33,7 @@ from api.endpoints.admin.sessions import (
 from api.endpoints.scores import AnyRequest, UserPath, get_services, read_parameters
 from scoreboard.errors import (
     ForeignOrigin,
+    Invalid,
     NotFound,
     ScoreboardError,
     Uninitialised,
@@ -44,7 +47,7 @@ from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import search_users, select_names, select_user_boards
-from scoreboard.model import BOARD_PATTERN, END, Board, Partition
+from scoreboard.model import BOARD_PATTERN, END, Board, LimitKind, Partition
 
 PRINTABLE: Final = rf"^[^\x00-\x1f\x7f]+{END}"
 """PostgreSQL has no NUL in a text."""
@@ -212,27 +215,53 @@ class Records(Controller):
     async def list_held(
         self,
         request: AnyRequest,
+        *,
         board: BoardFilter = None,
         user_id: UserFilter = None,
         held_state: Annotated[
             HeldState | None, QueryParameter(name="state", description="The state.")
         ] = None,
+        exceeded: Annotated[
+            LimitKind | None, QueryParameter(description="The limit that they exceeded.")
+        ] = None,
+        since: Annotated[
+            datetime | None,
+            QueryParameter(description="Only actions since then; RFC 3339, with a time zone."),
+        ] = None,
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of actions.")
         ] = 50,
+        after: Annotated[
+            int | None,
+            QueryParameter(ge=1, le=BIGINT_MAX, description="`next` of the page before."),
+        ] = None,
     ) -> Response[HeldReply]:
         """List held actions."""
-        chosen = HeldFilter(board=board, user_id=user_id, state=held_state)
+        if since is not None and since.tzinfo is None:
+            raise Invalid("since needs a time zone, such as Z")
+        chosen = HeldFilter(
+            board=board,
+            user_id=user_id,
+            state=held_state,
+            limit_kind=exceeded,
+            since=since,
+            after=after,
+        )
         async with sessions_of(request).open() as session:
-            found = await select_held(session.connection, chosen, limit=limit)
-        return Response(HeldReply(tuple(_held_row(one) for one in found)), headers=HEADERS)
+            # A row more than asked for tells whether there is another page.
+            found = await select_held(session.connection, chosen, limit=limit + 1)
+        following = found[limit - 1].id if len(found) > limit else None
+        rows = tuple(_held_row(one) for one in found[:limit])
+        return Response(HeldReply(rows, following), headers=HEADERS)
 
     @post(
         "/held/{held_id:int}/void",
         status_code=200,
         operation_id="voidHeld",
         summary="Void a held action",
-        description="The action never counts; this cannot be undone. A repeat gets 409.",
+        description="The action never counts; this cannot be undone. If there is no response, send "
+        "the request again: one by the same administrator with the same reason gets the same "
+        "answer, and another one 409.",
         security=SECURITY,
         response_description="The action is voided.",
         responses=admin_problems(404, 409, 413, 415, *_STATUSES, omitted={ForeignOrigin}),
@@ -250,8 +279,11 @@ class Records(Controller):
             found = await select_held(session.connection, chosen, limit=1)
             if not found:
                 raise NotFound(f"There is no held action {held_id}")
+            caller = caller_of(request)
+            if (found[0].voided_by, found[0].voided_reason) == (actor_of(caller), data.reason):
+                return Response(_held_row(found[0]), headers=HEADERS)
             board = await find_board(session, found[0].board)
-            moderator = sessions.moderator(session, board, caller_of(request))
+            moderator = sessions.moderator(session, board, caller)
             await moderator.void_held(held_id, reason=data.reason)
             [after] = await select_held(session.connection, chosen, limit=1)
         return Response(_held_row(after), headers=HEADERS)
