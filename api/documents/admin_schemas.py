@@ -1,7 +1,7 @@
 """Requests and replies of ``/api/admin`` as types, for parsing, encoding and the documents."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
@@ -373,6 +373,28 @@ class BoardHealth(Struct, frozen=True, rename="camel"):
     ]
 
 
+class ProcessHealth(Struct, frozen=True, rename="camel"):
+    """A process of a service, or its workers together, as its metrics port says."""
+
+    service: Literal["api", "streamer", "flusher"]
+    address: Annotated[str, Meta(description="Host and port of its metrics.")]
+    state: Annotated[
+        Literal["ready", "not ready", "unknown"], Meta(description="`unknown`: no usable answer.")
+    ]
+    version: str | None
+    viewers: Annotated[
+        int | None,
+        Meta(description="Open WebSockets and event streams; null: unknown, or a flusher."),
+    ]
+    refusals: Annotated[
+        dict[str, int] | None,
+        Meta(
+            description="Refused updates, tokens, calls of Redis and viewers since it started, by "
+            "what was refused and why, such as `update busy`; null: unknown."
+        ),
+    ]
+
+
 class StatusReply(Struct, frozen=True, rename="camel"):
     """Default boards, closed ones, those on which actions wait, and what waits for a decision."""
 
@@ -380,6 +402,10 @@ class StatusReply(Struct, frozen=True, rename="camel"):
     dead_letters: int
     pending_acts: int
     held: Annotated[int, Meta(description="Held actions that wait for a decision, up to 1000.")]
+    processes: Annotated[
+        tuple[ProcessHealth, ...],
+        Meta(description="Those of `SCOREBOARD_SERVICES`, at most 100, read within a second."),
+    ]
 
 
 def _camel(name: str) -> str:

@@ -530,6 +530,42 @@ async def test_health_is_refreshed_while_it_is_visible(
         }""")
 
 
+async def test_health_shows_viewers_and_refusals(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "health")
+    viewers = page.locator(".tile").filter(has_text="Viewers").locator("dd")
+    await expect(viewers).to_have_text("0")
+    processes = page.get_by_role("table", name="Processes")
+    await expect(processes.get_by_role("row")).to_have_count(4)
+
+    live = await open_page(up["api"])
+    await expect(viewers).to_have_text("1")
+    async with httpx.AsyncClient(base_url=up["api"]) as client:
+        for _ in range(3):
+            headers = {"Authorization": "Bearer none"}
+            assert (await client.get("/api/admin/acts", headers=headers)).status_code == 401
+    refused = page.locator(".tile").filter(has_text="Refused in").locator("dd")
+    await expect(refused).to_have_text("3")
+    row = page.get_by_role("table", name="Refusals").locator("tbody tr").first
+    await expect(row).to_contain_text("token ")
+    await keep_screenshot(page, "administration-health")
+    await live.goto(up["api"] + "/admin")  # which has no live board
+    await expect(viewers).to_have_text("0")
+
+    flusher, streamer = up["pids"]["flusher"], up["pids"]["streamer"]
+    os.kill(streamer, signal.SIGSTOP)
+    os.kill(flusher, signal.SIGSTOP)
+    try:
+        await expect(viewers).to_have_text("at least 0")
+        await expect(processes.get_by_text("does not answer")).to_have_count(2)
+        await expect(processes.get_by_text("unknown")).to_have_count(5)
+        await expect(refused).to_have_text("at least 3")
+    finally:
+        os.kill(streamer, signal.SIGCONT)
+        os.kill(flusher, signal.SIGCONT)
+    await expect(viewers).to_have_text("0")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_texts_have_enough_contrast(open_page: OpenPage, up: Up, scheme: str):
     await score(up, "rob", 30, 20)

@@ -25,8 +25,11 @@
  *   detail: {[name: string]: any}}} AuditRow
  * @typedef {{board: string, open: boolean, uncommitted: number, oldestAgeS: number | null}}
  *   BoardHealth
- * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number, held: number}}
- *   Health
+ * @typedef {{service: "api" | "streamer" | "flusher", address: string,
+ *   state: "ready" | "not ready" | "unknown", version: string | null, viewers: number | null,
+ *   refusals: {[reason: string]: number} | null}} ProcessHealth
+ * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number, held: number,
+ *   processes: ProcessHealth[]}} Health
  * @typedef {{id: number, board: string, userId: string, actionId: string, delta: number,
  *   limit: "action" | "window", occurredAt: string, state: string, act: string | null,
  *   voidedBy: string | null, voidedReason: string | null}} HeldAction

@@ -26,9 +26,10 @@ import { SignIn, SignInError } from "../sign-in.js";
 import { AdminApi, ApiError } from "./api.js";
 import { button, make, valuesOf } from "./elements.js";
 import { showPlayers } from "./player-view.js";
+import { showHealth } from "./health-view.js";
 import { showHeld } from "./held-view.js";
 import { showSeasons } from "./season-view.js";
-import { showActs, showAudit, showBoards, showHealth } from "./views.js";
+import { showActs, showAudit, showBoards } from "./views.js";
 
 const SCOPE = "admin:scores";
 const FETCH_MS = 5_000;

@@ -1,17 +1,16 @@
 /**
- * The views of boards, acts, the audit log and the health of the system.
+ * The views of boards, acts and the audit log.
  *
  * A view fetches first and returns its elements; it may be called again to refresh them.
  *
  * @typedef {import("./api.js").AdminBoard} AdminBoard
  * @typedef {import("./api.js").AuditRow} AuditRow
- * @typedef {import("./api.js").Health} Health
  * @typedef {import("./main.js").Context} Context
  */
 
 import { actList } from "./act-list.js";
-import { button, field, filterForm, identifier, input, link, make, paged, select, table, valuesOf } from "./elements.js";
-import { describeLimits, describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
+import { button, field, filterForm, identifier, input, link, make, paged, select, valuesOf } from "./elements.js";
+import { describeLimits, describeRules, formatMoment, formatNumber } from "./words.js";
 
 const BOARD_PATTERN = "[a-z0-9_.\\-]{1,32}";
 const SCORE_MAX = 2 ** 31 - 1;
@@ -191,46 +190,4 @@ function auditCells({ at, actor, action, board, detail }) {
     make("span", { class: "detail-text" }, ...Object.entries(detail).flatMap(([name, value]) =>
       [make("b", {}, name), ` ${typeof value === "string" ? value : JSON.stringify(value)} `])),
   ];
-}
-
-// --- health ---
-
-/** @param {Context} context */
-export async function showHealth(context) {
-  /** @type {Health} */
-  const { boards, deadLetters, pendingActs, held } = await context.api.get("/status");
-  const waiting = boards.reduce((sum, { uncommitted }) => sum + uncommitted, 0);
-  const oldest = boards.reduce((most, { oldestAgeS }) => Math.max(most, oldestAgeS ?? 0), 0);
-  const closed = boards.filter(({ open }) => !open).length;
-  const columns = [
-    { head: "Board" }, { head: "Accepts actions" }, { head: "Waiting actions", isNumber: true },
-    { head: "Oldest waits", isNumber: true },
-  ];
-  return [
-    make("dl", { class: "tiles" },
-      tile("Boards that are closed", formatNumber(closed), closed > 0),
-      tile("Actions that wait for PostgreSQL", formatNumber(waiting), false),
-      tile("The oldest waits", waiting ? formatSeconds(oldest) : "–", oldest > 30),
-      tile("Dead letters", formatNumber(deadLetters), deadLetters > 0),
-      tile("Pending acts", formatNumber(pendingActs), pendingActs > 0),
-      tile("Held actions", formatNumber(held), false)),
-    table("Health of the boards", columns, boards.map(({ board, open, uncommitted, oldestAgeS }) => [
-      board,
-      make("span", { class: "badge", "data-state": open ? "open" : "closed" }, open ? "yes" : "no"),
-      formatNumber(uncommitted),
-      formatSeconds(oldestAgeS),
-    ])),
-    make("p", { class: "hint" }, `The default boards, those on which actions wait, and those that are closed, as of ${formatMoment(Date.now())}; ` +
-      "refreshed every 2 s."),
-  ];
-}
-
-/**
- * @param {string} name
- * @param {string} value
- * @param {boolean} isTrouble
- */
-function tile(name, value, isTrouble) {
-  return make("div", { class: "card tile", "data-mood": isTrouble ? "trouble" : null },
-    make("dt", {}, name), make("dd", {}, value));
 }

@@ -1,10 +1,12 @@
 """What administrators look up: users, the audit log, and what waits for a decision."""
 
+import asyncio
 from datetime import datetime
 from typing import Annotated, Final
 
 from litestar import Controller, Response, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
+from msgspec.structs import replace
 
 from api.documents.admin_schemas import (
     AuditReply,
@@ -22,7 +24,9 @@ from api.documents.admin_schemas import (
 from api.documents.responses import admin_problems
 from api.documents.schemas import HistoryReply
 from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY, BoardFilter, UserFilter
+from api.endpoints.admin.processes import processes_of
 from api.endpoints.admin.sessions import (
+    AdminSessions,
     Session,
     actor_of,
     caller_of,
@@ -293,7 +297,8 @@ class Records(Controller):
         operation_id="readStatus",
         summary="Read what waits for PostgreSQL or a decision",
         description="Returns the default boards and those with uncommitted actions, at most 100, "
-        "the number of dead letters, and that of pending acts (up to 1000).",
+        "the number of dead letters, that of pending acts (up to 1000), and the viewers and "
+        "refusals of each process that this one can reach.",
         security=SECURITY,
         response_description="The status.",
         responses=admin_problems(*_STATUSES, omitted=_NOT_HERE),
@@ -301,6 +306,12 @@ class Records(Controller):
     async def status(self, request: AnyRequest) -> Response[StatusReply]:
         """Read what waits for PostgreSQL or a decision."""
         sessions = sessions_of(request)
+        reply, processes = await asyncio.gather(
+            self._read_stores(sessions), processes_of(request).read()
+        )
+        return Response(replace(reply, processes=processes), headers=HEADERS)
+
+    async def _read_stores(self, sessions: AdminSessions) -> StatusReply:
         async with sessions.open() as session:
             boards = await select_boards(session.connection)
             health = await _examine(session, boards, sessions.settings.boards)
@@ -311,8 +322,7 @@ class Records(Controller):
             held = await select_held(
                 session.connection, HeldFilter(state="held"), limit=PENDING_MAX
             )
-        reply = StatusReply(tuple(health), sum(dead.values()), len(pending), len(held))
-        return Response(reply, headers=HEADERS)
+        return StatusReply(tuple(health), sum(dead.values()), len(pending), len(held), ())
 
 
 def _held_row(one: HeldAction) -> HeldRow:
