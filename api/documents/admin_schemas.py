@@ -13,6 +13,7 @@ from scoreboard.ledger.held import HeldState
 from scoreboard.model import (
     END,
     SCORE_MAX,
+    SEEN_SECONDS_MAX,
     ActionId,
     BoardName,
     BoardState,
@@ -300,7 +301,7 @@ class BoardLimits(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
             raise ValueError("pointsPerWindow and windowS need each other")
 
 
-class AdminBoard(BoardReply, frozen=True):
+class AdminBoard(BoardReply, frozen=True, rename="camel"):
     """A board, its rules and its size."""
 
     partitions: int
@@ -308,6 +309,12 @@ class AdminBoard(BoardReply, frozen=True):
         int | None, Meta(description="Users on the board; null while it is not loaded.")
     ]
     limits: BoardLimits
+    seen_seconds: Annotated[
+        int,
+        Meta(
+            description="For at least how long Redis remembers an action, so that it counts once."
+        ),
+    ]
 
 
 class AdminBoardsReply(Struct, frozen=True):
@@ -339,12 +346,22 @@ class NewBoardRules(Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     ] = ""
 
 
-class NewBoard(Struct, frozen=True, forbid_unknown_fields=True):
+class NewBoard(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A board to make. It has one partition; `scoreboard board create` can make more."""
 
     name: BoardName
     public: bool = True
     rules: NewBoardRules = NewBoardRules()
+    limits: Annotated[
+        BoardLimits | UnsetType, Meta(description="None if omitted; they can be changed.")
+    ] = UNSET
+    seen_seconds: Annotated[
+        Annotated[int, Meta(ge=1, le=SEEN_SECONDS_MAX)] | UnsetType,
+        Meta(
+            description="For at least how long Redis remembers an action, so that it counts once; "
+            "12 hours if omitted. PostgreSQL remembers it for ever."
+        ),
+    ] = UNSET
 
 
 class BoardChange(Struct, frozen=True, forbid_unknown_fields=True):

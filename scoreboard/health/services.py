@@ -26,7 +26,11 @@ BUILD: Final = "scoreboard_build_info"
 _CONNECTIONS: Final = "scoreboard_ws_connections"
 _STREAMS: Final = "scoreboard_event_streams"
 _REFUSED: Final = {
-    "scoreboard_score_updates_total": ("update", "outcome", frozenset({"applied", "replayed"})),
+    "scoreboard_score_updates_total": (
+        "update",
+        "outcome",
+        frozenset({"applied", "replayed", "held"}),
+    ),
     "scoreboard_auth_failures_total": ("token", "reason", frozenset[str]()),
     "scoreboard_calls_refused_total": ("Redis", "reason", frozenset[str]()),
     "scoreboard_ws_handshakes_total": ("viewer", "result", frozenset({"accepted"})),

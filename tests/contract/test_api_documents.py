@@ -47,6 +47,7 @@ ADMIN = {
         *(("get", "users"), ("get", "users/{user_id}"), ("get", "users/{user_id}/history")),
         *(("get", "held"), ("post", "held/{held_id}/void")),
         *(("get", "boards"), ("post", "boards"), ("patch", "boards/{name}")),
+        *(("get", "boards/{name}/seasons"), ("get", "boards/{name}/leaderboard")),
     )
 }
 

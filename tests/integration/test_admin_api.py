@@ -148,6 +148,8 @@ ENDPOINTS = [
     ("GET", "boards"),
     ("POST", "boards"),
     ("PATCH", "boards/main"),
+    ("GET", "boards/main/seasons"),
+    ("GET", "boards/main/leaderboard"),
     ("GET", "held"),
     ("POST", "held/1/void"),
     ("GET", "status"),
@@ -287,6 +289,70 @@ async def test_a_board_has_seasons_and_limits(admin: Admin) -> None:
     for numbers in ((50,), (50, 100, 0), (0, 0, 60), (-1, 0, 0)):
         assert problem(await limit(*numbers)) == (422, "invalid"), numbers
     assert (await limit(0, 0, 0)).json()["limits"]["pointsPerAction"] == 0
+
+
+async def test_a_new_board_has_limits_and_remembers_for_a_time(admin: Admin) -> None:
+    limits = {"pointsPerAction": 50, "pointsPerWindow": 100, "windowS": 3600}
+    given = {"name": "arena", "limits": limits, "seenSeconds": 86_400}
+    for _ in range(2):
+        made = await admin.send("boards", **given)
+        assert made.status_code == 200, made.text
+        assert (made.json()["limits"], made.json()["seenSeconds"]) == (limits, 86_400)
+    sent = await admin.client.update(
+        "bob", "a:1", board="arena", headers=admin.client.bearer("arena", UPDATE_ANY), points=60
+    )
+    assert sent.json()["held"] is True
+    assert (await admin.send("boards", name="arena")).status_code == 200
+    for other in ({"limits": limits | {"pointsPerAction": 0}}, {"seenSeconds": 3600}):
+        answer = await admin.send("boards", **given | other)
+        assert problem(answer) == (409, "operator-mistake"), other
+    best: dict[str, Any] = {"name": "wrong", "rules": {"operator": "best"}}
+    for wrong in (
+        best | {"limits": limits},
+        {"name": "wrong", "limits": limits | {"windowS": 0}},
+        {"name": "wrong", "limits": limits | {"windowS": 1}},
+        {"name": "wrong", "seenSeconds": 0},
+        {"name": "wrong", "seenSeconds": 2**31},
+        {"name": "wrong", "rules": {"season": "cron:* *"}},
+    ):
+        assert problem(await admin.send("boards", **wrong)) == (422, "invalid"), wrong
+    assert problem(await admin.send("boards/wrong", "PATCH", public=True)) == (404, "unknown-board")
+    rules = {"season": "cron:0 6 * * 1", "timeZone": "Europe/Berlin"}
+    made = await admin.send("boards", name="mondays", rules=rules)
+    assert made.json()["rules"]["season"] == "cron:0 6 * * 1"
+
+
+async def test_private_boards_and_their_seasons_are_read(admin: Admin) -> None:
+    """The scope admin:scores is enough, and does not read them anywhere else."""
+    made = await admin.send("boards", name="secret", public=False, rules={"season": "weekly"})
+    assert made.status_code == 200, made.text
+    client = admin.client
+    for user, points in (("alice", 30), ("bob", 50), ("carol", 40)):
+        sent = await client.update(
+            user, "a:1", board="secret", headers=client.bearer("arena", UPDATE_ANY), points=points
+        )
+        assert sent.status_code == 200, sent.text
+
+    async def seasons() -> list[dict[str, Any]]:
+        answer = await admin.get("boards/secret/seasons")
+        assert answer.status_code == 200, answer.text
+        assert "no-store" in answer.headers["cache-control"]
+        return answer.json()["seasons"]
+
+    await eventually_async(seasons)
+    [season] = await seasons()
+    for chosen in ({}, {"season": season["id"]}):
+        first = await admin.get("boards/secret/leaderboard", limit=2, **chosen)
+        rest = await admin.get("boards/secret/leaderboard", limit=2, offset=2, **chosen)
+        rows = [row["userId"] for one in (first, rest) for row in one.json()["leaderboard"]]
+        assert (rows, first.json()["total"]) == (["bob", "carol", "alice"], 3)
+    for path in ("seasons", "leaderboard"):
+        assert problem(await admin.get(f"boards/none/{path}")) == (404, "unknown-board"), path
+    unknown = await admin.get("boards/secret/leaderboard", season="2001-W01")
+    assert problem(unknown) == (404, "unknown-season")
+    for path in ("leaderboard", "seasons"):
+        answer = await client.get(f"/api/scores/{path}?board=secret", headers=admin.headers)
+        assert answer.status_code == 403
 
 
 async def test_users_are_found_by_id_and_name(admin: Admin) -> None:

@@ -17,7 +17,7 @@
  *   points: string, season?: string, timeZone?: string}} Rules
  * @typedef {{pointsPerAction: number, pointsPerWindow: number, windowS: number}} Limits
  * @typedef {{name: string, public: boolean, state: string, rules: Rules, partitions: number,
- *   users: number | null, limits: Limits}} AdminBoard
+ *   users: number | null, limits: Limits, seenSeconds: number}} AdminBoard
  * @typedef {{board: string, score: number | null, rank: number | null, bannedBy: string | null}}
  *   UserBoard
  * @typedef {{actionId: string, delta: number, score: number, at: number}} HistoryRow
@@ -38,7 +38,6 @@
  */
 
 const BASE = "/api/admin";
-const SCORES = "/api/scores";
 /** The server waits for PostgreSQL for some seconds. */
 const FETCH_MS = 20_000;
 
@@ -83,17 +82,6 @@ export class AdminApi {
    */
   get(path, query = {}) {
     return this.#send("GET", BASE + withQuery(path, query));
-  }
-
-  /**
-   * Read what everyone may read; of a private board, what the token's scopes allow.
-   *
-   * @param {string} path
-   * @param {{[name: string]: string | number | null | undefined}} query  empty ones are left out
-   * @returns {Promise<any>}
-   */
-  read(path, query) {
-    return this.#send("GET", SCORES + withQuery(path, query));
   }
 
   /**

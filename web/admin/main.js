@@ -28,7 +28,7 @@ import { button, make, valuesOf } from "./elements.js";
 import { showPlayers } from "./player-view.js";
 import { showHealth } from "./health-view.js";
 import { showHeld } from "./held-view.js";
-import { showSeasons } from "./season-view.js";
+import { showSeasons, showStandings } from "./season-view.js";
 import { showActs, showAudit, showBoards } from "./views.js";
 
 const SCOPE = "admin:scores";
@@ -42,6 +42,7 @@ const VIEWS = {
   acts: { title: "Acts", show: showActs },
   held: { title: "Held actions", show: showHeld },
   seasons: { title: "Seasons", show: showSeasons, of: "boards" },
+  standings: { title: "Standings", show: showStandings, of: "boards" },
   audit: { title: "Audit log", show: showAudit },
   health: { title: "Health", show: showHealth, everyMs: HEALTH_MS },
 };
@@ -68,6 +69,11 @@ function say(text, mood = "") {
   const element = find("message");
   if (element.textContent !== text) element.textContent = text;
   element.dataset.mood = mood;
+}
+
+/** Show the message also to those who have scrolled down to what they pressed. */
+function showMessage() {
+  find("message").scrollIntoView({ block: "nearest" });
 }
 
 /** @param {string} text */
@@ -179,9 +185,13 @@ async function work(task, { isChange } = { isChange: true }) {
   say("Working");
   try {
     say(await task());
-    if (isChange) await show({ isRefresh: true });
+    if (isChange) {
+      await show({ isRefresh: true });
+      showMessage();
+    }
   } catch (error) {
     say(sentenceOf(error), "trouble");
+    showMessage();
   } finally {
     isWorking = false;
   }

@@ -10,11 +10,13 @@
 
 import { actList } from "./act-list.js";
 import { button, field, filterForm, identifier, input, link, make, paged, select, valuesOf } from "./elements.js";
-import { describeLimits, describeRules, formatMoment, formatNumber } from "./words.js";
+import { describeLimits, describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
 
 const BOARD_PATTERN = "[a-z0-9_.\\-]{1,32}";
 const SCORE_MAX = 2 ** 31 - 1;
 const PAGE = 50;
+const SEEN_HOURS = 12;
+const SEEN_HOURS_MAX = 596_523; // 2³¹ seconds
 
 // --- boards ---
 
@@ -39,7 +41,7 @@ export async function showBoards(context) {
  * @param {Context} context
  * @param {AdminBoard} board
  */
-function boardCells(context, { name, state, public: isPublic, users, rules, partitions, limits }) {
+function boardCells(context, { name, state, public: isPublic, users, rules, partitions, limits, seenSeconds }) {
   /** @param {object} wanted */
   const send = async (wanted) => {
     await context.api.patch(`/boards/${encodeURIComponent(name)}`, wanted);
@@ -64,9 +66,10 @@ function boardCells(context, { name, state, public: isPublic, users, rules, part
     make("span", { class: "badge", "data-state": state }, state),
     isPublic ? "everyone" : "token holders",
     formatNumber(users),
-    [describeRules(rules), describeLimits(limits)].filter(Boolean).join(", "),
+    [describeRules(rules), describeLimits(limits), describeMemory(seenSeconds)].filter(Boolean).join(", "),
     String(partitions),
     make("span", { class: "row-buttons" },
+      link(context.addressOf("standings", name), "Standings"),
       season ? link(context.addressOf("seasons", name), "Seasons") : null,
       button("Limits", askLimits, { "aria-label": `Limits: ${name}` }),
       isPublic
@@ -76,6 +79,11 @@ function boardCells(context, { name, state, public: isPublic, users, rules, part
         ? change("Archive", { state: "archived" }, `Archive ${name}? It then accepts no actions, and can still be read.`)
         : change("Open", { state: "open" }, `Open ${name} again? It then accepts actions.`)),
   ];
+}
+
+/** @param {number} seconds */
+function describeMemory(seconds) {
+  return seconds === SEEN_HOURS * 3_600 ? "" : `actions remembered for ${formatSeconds(seconds)}`;
 }
 
 /**
@@ -113,32 +121,76 @@ function newBoardForm(context) {
     field("First rank", select("order", [["highest", "the highest score"], ["lowest", "the lowest score"]])),
     field("Lowest score", input("min", { ...bounds, value: 0 })),
     field("Highest score", input("max", { ...bounds, value: SCORE_MAX })),
-    field("Who may lower a score", select("lowering", [
+    onlyFor("operator=add", field("Who may lower a score", select("lowering", [
       ["nobody", "nobody"], ["trusted", "game servers"], ["players", "players"],
-    ])),
+    ]))),
     field("Points", select("points", [["catalogue", "from the catalogue"], ["stated", "stated by the caller"]])),
     field("Seasons", select("season", [
-      ["", "none"], ["daily", "a day"], ["weekly", "a week"], ["monthly", "a month"],
+      ["", "none"], ["daily", "a day"], ["weekly", "a week"], ["monthly", "a month"], ["cron", "by a cron expression"],
     ]), "Scores begin anew with each season; the standings of earlier ones are kept."),
-    field("Time zone of the seasons", input("timeZone", { maxlength: 64, spellcheck: "false", placeholder: "UTC" }),
-      "For example Europe/Berlin."),
+    onlyFor("season=cron", field("Cron expression",
+      input("cron", { required: true, maxlength: 95, spellcheck: "false", placeholder: "0 6 * * 1" }),
+      "Minute, hour, day, month, day of the week: when a season begins.")),
+    onlyFor("season", field("Time zone of the seasons",
+      input("timeZone", { maxlength: 64, spellcheck: "false", placeholder: "UTC" }), "For example Europe/Berlin.")),
     field("Readable by", select("public", [["true", "everyone"], ["false", "token holders"]])),
+    field("Remember actions for, in hours",
+      input("seenHours", { type: "number", min: 1, max: SEEN_HOURS_MAX, step: 1, required: true, value: SEEN_HOURS }),
+      "A repeat within this time gets the first answer. PostgreSQL counts each action once for ever."),
+    field("Limit: points of an action", input("pointsPerAction", { ...bounds, value: 0 }),
+      "What exceeds a limit is held until an administrator decides. 0: no limit."),
+    onlyFor("operator=add", field("Limit: points of a user in a time", input("pointsPerWindow", { ...bounds, value: 0 }))),
+    onlyFor("operator=add", field("Length of this time in seconds", input("windowS", { ...bounds, value: 0 }),
+      "From 10 seconds to 31 days.")),
     make("div", { class: "buttons" }, make("button", { type: "submit", class: "button primary" }, "Make the board")),
   );
+  form.addEventListener("change", () => showFitting(form));
+  showFitting(form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const { name, public: isPublic, min, max, ...rules } = valuesOf(form);
+    const { name, public: isPublic, min, max, seenHours, season, cron, timeZone, operator, order, lowering, points,
+      ...limits } = valuesOf(form);
     context.work(async () => {
       await context.api.post("/boards", {
         name,
         public: isPublic === "true",
-        rules: { ...rules, min: Number(min), max: Number(max) },
+        rules: {
+          operator, order, points, lowering, timeZone, min: Number(min), max: Number(max),
+          season: season === "cron" ? `cron:${cron}` : season,
+        },
+        limits: limitsOf(limits),
+        seenSeconds: Number(seenHours) * 3_600,
       });
       return `Board ${name} is open.`;
     });
   });
   return make("details", {}, make("summary", {}, "New board"),
-    make("p", { class: "hint" }, "The rules of a board can never be changed."), form);
+    make("p", { class: "hint" }, "The rules of a board can never be changed; its limits can."), form);
+}
+
+/**
+ * Return a field that is shown only if another control has a value, or with `name=value` this one.
+ *
+ * @param {string} condition
+ * @param {HTMLElement} shown
+ */
+function onlyFor(condition, shown) {
+  shown.dataset.only = condition;
+  return shown;
+}
+
+/**
+ * Show the fields that fit the others; hidden ones are disabled, and so are no values of the form.
+ *
+ * @param {HTMLFormElement} form
+ */
+function showFitting(form) {
+  for (const one of /** @type {NodeListOf<HTMLElement>} */ (form.querySelectorAll("[data-only]"))) {
+    const [name, wanted] = (one.dataset.only ?? "").split("=");
+    const { value } = /** @type {HTMLSelectElement} */ (form.elements.namedItem(name));
+    one.hidden = wanted === undefined ? value === "" : value !== wanted;
+    for (const control of one.querySelectorAll("input, select")) control.toggleAttribute("disabled", one.hidden);
+  }
 }
 
 // --- acts ---
