@@ -21,6 +21,7 @@ from api.edge.router import RouteHandler, Router
 from api.endpoints import health, static_files
 from api.endpoints.admin.acts import Acts
 from api.endpoints.admin.boards import AdminBoards
+from api.endpoints.admin.processes import Processes
 from api.endpoints.admin.records import Records
 from api.endpoints.admin.sessions import AdminSessions
 from api.endpoints.admission import Admission
@@ -137,6 +138,7 @@ class Api:
             SeasonReader(self._pool, reads),
         )
         self._admin = AdminSessions(settings) if settings.admin_api else None
+        self._processes = Processes(settings) if settings.admin_api else None
         self.litestar = Litestar(
             route_handlers=[
                 Scores,
@@ -151,7 +153,7 @@ class Api:
             openapi_config=None,
             logging_config=None,
             request_max_body_size=settings.body_bytes,
-            state=State({"services": services, "admin": self._admin}),
+            state=State({"services": services, "admin": self._admin, "processes": self._processes}),
         )
         routes: dict[tuple[str, str], RouteHandler] = {
             ("GET", STREAM_PATH): self._streams,
@@ -190,6 +192,8 @@ class Api:
             if self._admin is not None:
                 stack.push_async_callback(self._admin.aclose)
                 await self._admin.start()
+            if self._processes is not None:
+                stack.push_async_callback(self._processes.aclose)
             await self._check_redis()
             await self._open_database(stack)
             async with asyncio.TaskGroup() as tasks:

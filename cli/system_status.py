@@ -6,7 +6,7 @@ neither stop nor delay the others; responses are bounded; no result contains a s
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -16,15 +16,23 @@ import httpx
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
-from prometheus_client.parser import text_string_to_metric_families
 
-from cli.embedded.ports import connect_host, netloc
 from cli.failures import explain
 from cli.target import open_database
 from scoreboard.errors import SchemaMismatch, ScoreboardError, Unavailable
 from scoreboard.health import checks
 from scoreboard.health.checks import Check, down, unknown
 from scoreboard.health.readings import describe_backlogs
+from scoreboard.health.services import (
+    BUILD,
+    WORKER_UP,
+    Samples,
+    builds,
+    fetch,
+    parse_samples,
+    refusals_of,
+    service_urls,
+)
 from scoreboard.ledger.backups import select_last_backup
 from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
@@ -41,9 +49,6 @@ LIMIT_S: Final = 5.0
 """Longest time for each part."""
 
 REQUEST_S: Final = 2.0
-BODY_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Maximum size of a response of a service."""
-
 DOWN: Final = "down"
 PROGRAM: Final = "program"
 REFUSALS: Final = "refusals"
@@ -58,19 +63,6 @@ _ALERTS: Final = {"api": "ApiDown", "streamer": "StreamerDown", "flusher": "Flus
 
 _NOT_READY: Final = {"api": "ApiDown", "streamer": "BoardStale", "flusher": "FlusherStuck"}
 """The sections about services that run and are not ready."""
-
-_BUILD: Final = "scoreboard_build_info"
-_WORKER_UP: Final = "scoreboard_worker_up"
-_REFUSED: Final = {
-    "scoreboard_score_updates_total": ("update", "outcome", frozenset({"applied", "replayed"})),
-    "scoreboard_auth_failures_total": ("token", "reason", frozenset[str]()),
-    "scoreboard_calls_refused_total": ("Redis", "reason", frozenset[str]()),
-    "scoreboard_ws_handshakes_total": ("viewer", "result", frozenset({"accepted"})),
-}
-"""Counters of refusals: what is refused, the label of the reason, and values that are none."""
-
-_USED: Final = {_BUILD, _WORKER_UP, *(name.removesuffix("_total") for name in _REFUSED)}
-"""The metric families that are read."""
 
 _Facts = TypeVar("_Facts")
 
@@ -131,7 +123,7 @@ class _ServiceFacts(Struct):
     url: str
     check: Check
     checks: dict[str, Check] = {}
-    counters: "tuple[dict[_Key, float], dict[_Key, float]] | None" = None
+    counters: tuple[dict[str, float], dict[str, float]] | None = None
 
 
 class _Body(Struct):
@@ -178,20 +170,6 @@ async def examine(settings: Settings, *, interval_s: float) -> SystemStatus:
     refusals = _count_refusals(services, interval_s)
     found[REFUSALS] = _describe_refusals(refusals, interval_s)
     return SystemStatus(found, refusals, effects)
-
-
-def service_urls(settings: Settings) -> list[tuple[str, str]]:
-    """Return the services and their metrics addresses; all workers of a service share one."""
-    if settings.services:
-        return [(name, url.rstrip("/")) for name, _, url in
-                (one.partition("=") for one in settings.services)]  # fmt: skip
-    host = connect_host(settings.metrics_host)
-    ports = [
-        ("api", settings.api_metrics_port),
-        ("streamer", settings.ws_metrics_port),
-        ("flusher", settings.flusher_metrics_port),
-    ]
-    return [(name, f"http://{netloc(host, port)}") for name, port in ports if port]
 
 
 # The parts ----------------------------------------------------------------------------------------
@@ -295,25 +273,26 @@ async def _ask_service(service: str, url: str, interval_s: float) -> _ServiceFac
 async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFacts:
     """Raise httpx.TransportError, msgspec.MsgspecError, ValueError, Unavailable."""
     async with httpx.AsyncClient(timeout=REQUEST_S, trust_env=False) as client:
-        status, text = await _get(client, f"{url}/health/ready")
+        status, text = await fetch(client, f"{url}/health/ready")
         body = _Body("ready")
         if status != HTTPStatus.NOT_FOUND:  # an older version's port of several workers
             body = msgspec.json.decode(text, type=_Body)
-        before = _samples(await _get(client, f"{url}/metrics"))
+        before = _samples(await fetch(client, f"{url}/metrics"))
         counters = None
         if before:
             await asyncio.sleep(interval_s)
-            counters = before, _samples(await _get(client, f"{url}/metrics"))
-    builds = {labels["service"]: labels["version"] for labels in _builds(before)}
-    running = builds.get(service)
+            after = _samples(await fetch(client, f"{url}/metrics"))
+            counters = refusals_of(before), refusals_of(after)
+    versions = {labels["service"]: labels["version"] for labels in builds(before)}
+    running = versions.get(service)
     if running is None:
-        found = ", ".join(sorted(builds))
-        raise Unavailable(f"it is the {found}" if found else f"it has no metric {_BUILD}")
+        found = ", ".join(sorted(versions))
+        raise Unavailable(f"it is the {found}" if found else f"it has no metric {BUILD}")
     detail = f"version {running}"
     advice = ""
     silent = [
         dict(key.labels).get("worker", "") for key, is_up in before.items()
-        if key.name == _WORKER_UP and not is_up
+        if key.name == WORKER_UP and not is_up
     ]  # fmt: skip
     if silent:
         body.status = "not ready"
@@ -337,48 +316,10 @@ def _service_down(service: str, url: str, reason: str) -> _ServiceFacts:
     return _ServiceFacts(service, url, check)
 
 
-async def _get(client: httpx.AsyncClient, url: str) -> tuple[int, bytes]:
-    """Read a response of a bounded size.
-
-    Raises httpx.HTTPError, Unavailable.
-    """
-    body = b""
-    async with client.stream("GET", url) as response:
-        async for part in response.aiter_bytes():
-            body += part
-            if len(body) > BODY_BYTES_MAX:
-                raise Unavailable(f"the response is larger than {BODY_BYTES_MAX} bytes")
-    return response.status_code, body
-
-
-def _builds(samples: Iterable["_Key"]) -> Iterator[dict[str, str]]:
-    """Return the labels that name service and version."""
-    for key in samples:
-        labels = dict(key.labels)
-        if key.name == _BUILD and {"service", "version"} <= labels.keys():
-            yield labels
-
-
-class _Key(Struct, frozen=True):
-    """A metric and its labels."""
-
-    name: str
-    labels: tuple[tuple[str, str], ...]
-
-
-def _samples(response: tuple[int, bytes]) -> dict[_Key, float]:
+def _samples(response: tuple[int, bytes]) -> Samples:
     """Return the samples that are used here; none if the port serves no metrics."""
     status, text = response
-    if status != HTTPStatus.OK:
-        return {}
-    samples: dict[_Key, float] = defaultdict(float)
-    for family in text_string_to_metric_families(text.decode(errors="replace")):
-        if family.name not in _USED:
-            continue
-        for sample in family.samples:
-            if not sample.name.endswith("_created"):
-                samples[_Key(sample.name, tuple(sorted(sample.labels.items())))] += sample.value
-    return dict(samples)
+    return parse_samples(text) if status == HTTPStatus.OK else {}
 
 
 # The whole ----------------------------------------------------------------------------------------
@@ -494,14 +435,9 @@ def _count_refusals(
     rates: dict[str, float] = defaultdict(float)
     totals: dict[str, float] = defaultdict(float)
     for before, after in read:
-        for key, total in after.items():
-            source, label, accepted = _REFUSED.get(key.name, ("", "", frozenset[str]()))
-            reason = dict(key.labels).get(label, "")
-            if not reason or reason in accepted:
-                continue
-            name = f"{source} {reason}"
+        for name, total in after.items():
             totals[name] += total
-            rates[name] += max(0.0, total - before.get(key, 0.0)) / interval_s
+            rates[name] += max(0.0, total - before.get(name, 0.0)) / interval_s
     return {
         name: Refusals(round(rates[name], 3), int(total))
         for name, total in sorted(totals.items())

@@ -1,7 +1,7 @@
 """Requests and replies of ``/api/admin`` as types, for parsing, encoding and the documents."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import asdict
@@ -13,6 +13,7 @@ from scoreboard.ledger.acts import ACT_ID_PATTERN, ActKind, ActState
 from scoreboard.ledger.held import HeldState
 from scoreboard.model import (
     SCORE_MAX,
+    SEEN_SECONDS_MAX,
     ActionId,
     BoardName,
     BoardState,
@@ -237,9 +238,10 @@ class HeldRow(Struct, frozen=True, rename="camel"):
 
 
 class HeldReply(Struct, frozen=True):
-    """Held actions, oldest first."""
+    """A page of held actions, oldest first."""
 
     held: tuple[HeldRow, ...]
+    next: Annotated[int | None, Meta(description="`after` of the next page; null on the last.")]
 
 
 class HeldVoid(Struct, frozen=True, forbid_unknown_fields=True):
@@ -321,7 +323,7 @@ class BoardLimits(Struct, frozen=True, forbid_unknown_fields=True, rename="camel
             raise ValueError("set pointsPerWindow and windowS together, or both to 0")
 
 
-class AdminBoard(BoardReply, frozen=True):
+class AdminBoard(BoardReply, frozen=True, rename="camel"):
     """A board, its rules and its size."""
 
     partitions: int
@@ -329,6 +331,12 @@ class AdminBoard(BoardReply, frozen=True):
         int | None, Meta(description="Users on the board; null while it is not loaded.")
     ]
     limits: BoardLimits
+    seen_seconds: Annotated[
+        int,
+        Meta(
+            description="For at least how long Redis remembers an action, so that it counts once."
+        ),
+    ]
 
 
 class AdminBoardsReply(Struct, frozen=True):
@@ -360,12 +368,22 @@ class NewBoardRules(Struct, frozen=True, forbid_unknown_fields=True, rename="cam
     ] = ""
 
 
-class NewBoard(Struct, frozen=True, forbid_unknown_fields=True):
+class NewBoard(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """A board to make. It has one partition; `scoreboard board create` can make more."""
 
     name: BoardName
     public: bool = True
     rules: NewBoardRules = NewBoardRules()
+    limits: Annotated[
+        BoardLimits | UnsetType, Meta(description="None if omitted; they can be changed.")
+    ] = UNSET
+    seen_seconds: Annotated[
+        Annotated[int, Meta(ge=1, le=SEEN_SECONDS_MAX)] | UnsetType,
+        Meta(
+            description="For at least how long Redis remembers an action, so that it counts once; "
+            "12 hours if omitted. PostgreSQL remembers it for ever."
+        ),
+    ] = UNSET
 
 
 class BoardChange(Struct, frozen=True, forbid_unknown_fields=True):
@@ -394,6 +412,28 @@ class BoardHealth(Struct, frozen=True, rename="camel"):
     ]
 
 
+class ProcessHealth(Struct, frozen=True, rename="camel"):
+    """A process of a service, or its workers together, as its metrics port says."""
+
+    service: Literal["api", "streamer", "flusher"]
+    address: Annotated[str, Meta(description="Host and port of its metrics.")]
+    state: Annotated[
+        Literal["ready", "not ready", "unknown"], Meta(description="`unknown`: no usable answer.")
+    ]
+    version: str | None
+    viewers: Annotated[
+        int | None,
+        Meta(description="Open WebSockets and event streams; null: unknown, or a flusher."),
+    ]
+    refusals: Annotated[
+        dict[str, int] | None,
+        Meta(
+            description="Refused updates, tokens, calls of Redis and viewers since it started, by "
+            "what was refused and why, such as `update busy`; null: unknown."
+        ),
+    ]
+
+
 class StatusReply(Struct, frozen=True, rename="camel"):
     """Default boards, closed ones, those on which actions wait, and what waits for a decision."""
 
@@ -401,3 +441,7 @@ class StatusReply(Struct, frozen=True, rename="camel"):
     dead_letters: int
     pending_acts: int
     held: Annotated[int, Meta(description="Held actions that wait for a decision, up to 1000.")]
+    processes: Annotated[
+        tuple[ProcessHealth, ...],
+        Meta(description="Those of `SCOREBOARD_SERVICES`, at most 100, read within a second."),
+    ]

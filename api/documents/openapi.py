@@ -104,6 +104,26 @@ _BOARD: Final = {
         "points": "stated",
     },
 }
+_SEASONS: Final = {
+    "seasons": [
+        {
+            "id": "2026-W48",
+            "startsAt": 1795388400000,
+            "endsAt": 1795993200000,
+            "state": "final",
+            "users": 20417,
+            "winners": _ROWS,
+        }
+    ],
+    "next": "2026-W48",
+}
+_ADMIN_BOARD: Final = {
+    **_BOARD,
+    "partitions": 1,
+    "users": 0,
+    "limits": _LIMITS,
+    "seenSeconds": 43_200,
+}
 _ACTS: Final[dict[str, dict[str, Any]]] = {
     "void": {
         "summary": "Take back what an action counted",
@@ -284,22 +304,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
             "next": "1767225600000000.3.1042",
         },
     ),
-    "readSeasons": (
-        None,
-        {
-            "seasons": [
-                {
-                    "id": "2026-W48",
-                    "startsAt": 1795388400000,
-                    "endsAt": 1795993200000,
-                    "state": "final",
-                    "users": 20417,
-                    "winners": _ROWS,
-                }
-            ],
-            "next": "2026-W48",
-        },
-    ),
+    "readSeasons": (None, _SEASONS),
     "streamLeaderboard": (
         None,
         _STREAMED,
@@ -386,7 +391,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
             "next": 318,
         },
     ),
-    "listHeld": (None, {"held": [_HELD]}),
+    "listHeld": (None, {"held": [_HELD], "next": 17}),
     "voidHeld": (
         {"bot": {"summary": "Void it", "value": {"reason": "sent by a bot"}}},
         {
@@ -403,11 +408,23 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
             "deadLetters": 0,
             "pendingActs": 0,
             "held": 1,
+            "processes": [
+                {
+                    "service": "streamer",
+                    "address": "10.0.3.17:9101",
+                    "state": "ready",
+                    "version": "0.1.0",
+                    "viewers": 4127,
+                    "refusals": {"token expired": 12, "viewer 429": 3},
+                }
+            ],
         },
     ),
-    "listAllBoards": (
+    "listAllBoards": (None, {"boards": [{**_ADMIN_BOARD, "users": 20417}], "next": None}),
+    "listSeasonsOfBoard": (None, _SEASONS),
+    "readLeaderboardOfBoard": (
         None,
-        {"boards": [{**_BOARD, "partitions": 1, "users": 20417, "limits": _LIMITS}], "next": None},
+        {"leaderboard": _ROWS, "total": 20417, "epoch": 0, "seq": 0, "season": "2026-W48"},
     ),
     "createBoard": (
         {
@@ -423,10 +440,12 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                 "value": {
                     "name": "league",
                     "rules": {"season": "weekly", "timeZone": "Europe/Berlin"},
+                    "limits": {"pointsPerAction": 100, "pointsPerWindow": 0, "windowS": 0},
+                    "seenSeconds": 86400,
                 },
             },
         },
-        {**_BOARD, "partitions": 1, "users": 0, "limits": _LIMITS},
+        _ADMIN_BOARD,
     ),
     "changeBoard": (
         {
@@ -438,7 +457,7 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                 },
             },
         },
-        {**_BOARD, "state": "archived", "partitions": 1, "users": 20417, "limits": _LIMITS},
+        {**_ADMIN_BOARD, "state": "archived", "users": 20417},
     ),
     "isAlive": (None, {"status": "alive"}),
     "isReady": (

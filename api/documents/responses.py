@@ -80,11 +80,13 @@ def problems(
 
 
 def admin_problems(
-    *statuses: int, omitted: Collection[type[ScoreboardError]] = ()
+    *statuses: int, omitted: Collection[type[ScoreboardError]] = (), seasons: bool = False
 ) -> dict[int, ResponseSpec]:
-    """Describe the error responses of an operation of administrators."""
+    """Describe the error responses of an operation of administrators, as ``problems`` does."""
     omitted = {UnknownSeason, *UPDATE_ONLY, *omitted}
     omitted -= {ScoreOutOfRange, OutcomeUnknown, Fenced, Busy}
+    if seasons:
+        omitted -= {UnknownSeason, SeasonEnded}
     return {status: _problem(status, omitted) for status in (*statuses, *EVERYWHERE)}
 
 

@@ -1,10 +1,10 @@
 """`scoreboard board`: create, change, list, read and watch boards."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import click
 import msgspec
@@ -73,6 +73,24 @@ _POINTS: Final = {
 }
 
 
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+def limit_options(command: _Command) -> _Command:
+    """Add the options for the limits of a board."""
+    for option in (
+        click.option("--window", "window_s", type=SPAN, help="Length of the window, such as 90s, "
+                     "30m, 1h or 7d."),
+        click.option("--max-points-per-window", "per_window", type=POINTS, help="Most points that "
+                     "the actions of a user may gain in a window, or none."),
+        click.option("--max-points-per-action", "per_action", type=POINTS, help="Most points that "
+                     "one action may gain, or none; on a board with values, how much better it may "
+                     "make the score."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @click.group()
 def board() -> None:
     """Create, change, list, read and watch boards."""
@@ -110,6 +128,7 @@ def board() -> None:
               show_default=True, help="Number of Redis hashes for remembered actions; use the "
               "number of actions expected in --seen-seconds, divided by 250.")  # fmt: skip
 @click.option("--private", "is_private", is_flag=True, help="Require a token to read the board.")
+@limit_options
 @click.option("--if-missing", is_flag=True, help="Do not change a board that exists; open it if "
               "it is not open and has no scores.")  # fmt: skip
 @data_dir_option
@@ -128,23 +147,30 @@ def create(
     seen_seconds: int,
     seen_shards: int,
     is_private: bool,
+    per_action: int | None,
+    per_window: int | None,
+    window_s: int | None,
     if_missing: bool,
     data_dir: Path,
 ) -> None:
     """Create board NAME and open it; services serve it within two seconds.
 
     Operator, order, bounds, --lowering, --points and seasons are fixed. To change --partitions,
-    --seen-seconds or --seen-shards later, the whole board must be reseeded.
+    --seen-seconds or --seen-shards later, the whole board must be reseeded. `board set` changes
+    visibility and limits.
 
     \b
     Examples:
       scoreboard board create weekly
       scoreboard board create laps --operator best --order lowest --points stated
       scoreboard board create league --season weekly --time-zone Europe/Berlin
+      scoreboard board create arena --max-points-per-window 500 --window 1h
     """  # noqa: D301
     fixed = (operator, order, score_min, score_max, lowering, points)
     rules = make_rules(Rules(*fixed, season=season, time_zone=time_zone))
     new = Board(name, Layout(partitions, seen_seconds, seen_shards, rules), not is_private)
+    limits = LimitChange(per_action, per_window, window_s)
+    new = msgspec.structs.replace(new, limits=limits.applied_to(new))
     settings = load_settings_to_change(data_dir)
     is_new, is_opened = asyncio.run(_create(settings, new, if_missing=if_missing))
     if is_new:
@@ -174,13 +200,7 @@ async def _create(settings: Settings, new: Board, *, if_missing: bool) -> tuple[
 @click.argument("name", type=BOARD)
 @click.option("--public/--private", "is_public", default=None, help="Whether everyone may read "
               "the board, or only callers with a token.")  # fmt: skip
-@click.option("--max-points-per-action", "per_action", type=POINTS, help="Most points that one "
-              "action may gain, or none; on a board with values, how much better it may make the "
-              "score.")  # fmt: skip
-@click.option("--max-points-per-window", "per_window", type=POINTS, help="Most points that the "
-              "actions of a user may gain in a window, or none.")  # fmt: skip
-@click.option("--window", "window_s", type=SPAN, help="Length of the window, such as 90s, 30m, 1h "
-              "or 7d.")  # fmt: skip
+@limit_options
 @data_dir_option
 def set_board(
     *,

@@ -11,17 +11,6 @@ from scoreboard.errors import EmbeddedFailed
 
 HOST: Final = "127.0.0.1"
 """The default host of all listeners."""
-_WILDCARDS: Final = {"": HOST, "0.0.0.0": HOST, "::": "::1"}  # noqa: S104 (compared, not bound)
-
-
-def connect_host(host: str) -> str:
-    """Return the host to connect to for a service that listens on ``host``."""
-    return _WILDCARDS.get(host, host)
-
-
-def netloc(host: str, port: int) -> str:
-    """Return host and port in the form of a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_port_free(host: str, port: int, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from cli.embedded.ports import HOST, check_port_free, connect_host, find_free_port, netloc
+from cli.embedded.ports import HOST, check_port_free, find_free_port
 from cli.issuer.config import PORT as ISSUER_PORT
 from cli.issuer.config import issuer_url
 from cli.issuer.oauth import PAGE
@@ -28,6 +28,7 @@ from scoreboard.broadcast.messages import WS_PATH
 from scoreboard.errors import OperatorMistake
 from scoreboard.runtime import settings as settings_module
 from scoreboard.runtime.settings import Settings, describe, service_links
+from scoreboard.runtime.sockets import connect_host, netloc
 from scoreboard.security.tokens import LocalIssuer, LocalProver
 
 FILES: Final = ("SCOREBOARD_JWKS_FILE", "SCOREBOARD_PROOF_JWKS_FILE")

@@ -17,7 +17,7 @@ from typing import Final
 import click
 
 from cli.administration import seed_catalogue
-from cli.embedded.ports import HOST, connect_host, netloc
+from cli.embedded.ports import HOST
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from cli.issuer.config import ADMIN_PASSWORD_FILE, is_loopback_url, issuer_url
 from cli.issuer.oauth import ADMINISTRATOR
@@ -42,6 +42,7 @@ from cli.target import (
     write_state_file,
 )
 from scoreboard.ledger import migrations
+from scoreboard.runtime.sockets import connect_host, netloc
 
 CHECK_INTERVAL_S: Final = 0.2
 

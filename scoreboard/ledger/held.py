@@ -81,6 +81,8 @@ class HeldFilter(Struct, frozen=True, kw_only=True):
     limit_kind: LimitKind | None = None
     since: datetime | None = None
     state: HeldState | None = None
+    after: int | None = None
+    """Only those with a greater id."""
 
 
 async def insert_held(

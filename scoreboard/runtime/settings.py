@@ -403,8 +403,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     services: Annotated[
         tuple[Annotated[str, Meta(pattern=rf"^(api|streamer|flusher)=https?://[^\s@]+{END}")], ...],
         _description(
-            "Metrics addresses of the services for `scoreboard status`, such as "
-            "api=http://api:9100,flusher=http://flusher:9102; empty: those of the ports above"
+            "Metrics addresses of the services for `scoreboard status` and the administrator's "
+            "page, such as api=http://api:9100,flusher=http://flusher:9102; empty: those of the "
+            "ports above"
         ),
     ] = ()
 

@@ -1,4 +1,4 @@
-"""Listening sockets: binding, accepting, buffer limits, and the limit on open files."""
+"""Sockets: addresses, binding, accepting, buffer limits, and the limit on open files."""
 
 import asyncio
 import resource
@@ -30,6 +30,18 @@ process a new connection would wait behind all connections queued before it. A c
 handles, and all but one find nothing: 16 handles made a handshake a fifth more expensive."""
 
 _TCP_NOTSENT_LOWAT: Final = 25
+_LOOPBACK: Final = "127.0.0.1"
+_WILDCARDS: Final = {"": _LOOPBACK, "0.0.0.0": _LOOPBACK, "::": "::1"}  # noqa: S104 (compared)
+
+
+def connect_host(host: str) -> str:
+    """Return the host to connect to for a service that listens on ``host``."""
+    return _WILDCARDS.get(host, host)
+
+
+def netloc(host: str, port: int) -> str:
+    """Return host and port in the form of a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def limit_send_buffer(connection: socket.socket) -> None:

@@ -24,6 +24,7 @@ SELECT * FROM (
            )) AS season
     FROM held_actions h JOIN users u ON u.id = h.user_id LEFT JOIN acts a ON a.id = h.act_id
     WHERE (%(ids)s::BIGINT[] IS NULL OR h.id = ANY(%(ids)s))
+      AND (%(after)s::BIGINT IS NULL OR h.id > %(after)s)
       AND (%(board)s::TEXT IS NULL OR h.board = %(board)s)
       AND (%(user_id)s::TEXT IS NULL OR u.external_id = %(user_id)s)
       AND (%(action_id)s::TEXT IS NULL OR h.action_id = %(action_id)s)

@@ -4,6 +4,7 @@ Lost responses and a switched-off API are simulated by intercepting the browser'
 is real.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -23,7 +24,17 @@ from tests.support.servers.up import Up, run_up
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MARKUP = '<img src=x onerror="document.title=1">'
-VIEWS = ["boards", "seasons/main", "players", "players/rob/main", "acts", "held", "audit", "health"]
+VIEWS = [
+    "boards",
+    "seasons/main",
+    "standings/main",
+    "players",
+    "players/rob/main",
+    "acts",
+    "held",
+    "audit",
+    "health",
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +124,11 @@ async def confirm(dialog: Any, text: str) -> None:
 async def test_administrator_finds_bans_and_restores_a_player(open_page: OpenPage, up: Up):
     await score(up, "rob", 30, 20)
     await score(up, "sue", 40)
+
+    async def is_known() -> bool:
+        return bool((await read(up, "/api/admin/users", query="ro"))["users"])
+
+    await eventually_async(is_known)
     page = await open_page(up["api"] + "/admin")
     await sign_in(page, up, "players")
     await page.get_by_label("Player").fill("ro")
@@ -270,12 +286,85 @@ async def test_boards_are_made_changed_and_archived(open_page: OpenPage, up: Up)
     await keep_screenshot(page, "administration-boards")
 
 
+async def test_a_board_is_made_with_cron_seasons_limits_and_a_memory(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await page.get_by_text("New board").click()
+    form = page.locator("form.form")
+    await expect(form.get_by_label("Cron expression")).to_be_hidden()
+    await expect(form.get_by_label("Time zone of the seasons")).to_be_hidden()
+    await form.get_by_label("Actions", exact=True).select_option("best")
+    for hidden in ("Who may lower a score", "Limit: points of a user in a time"):
+        await expect(form.get_by_label(hidden)).to_be_hidden()
+    await form.get_by_label("Actions", exact=True).select_option("add")
+    await form.get_by_label("Name").fill("mondays")
+    await form.get_by_label("Seasons", exact=True).select_option("cron")
+    await form.get_by_label("Cron expression").fill("0 6 * *")
+    await page.get_by_role("button", name="Make the board").click()
+    trouble = page.locator("#message[data-mood=trouble]")
+    await expect(trouble).to_contain_text("five fields")
+    await expect(trouble).to_be_in_viewport()
+    await form.get_by_label("Cron expression").fill("0 6 * * 1")
+    await form.get_by_label("Time zone of the seasons").fill("Europe/Berlin")
+    await form.get_by_label("Remember actions for").fill("48")
+    await form.get_by_label("Limit: points of an action").fill("50")
+    await form.get_by_label("Limit: points of a user in a time").fill("200")
+    await form.get_by_label("Length of this time in seconds").fill("3600")
+    await keep_screenshot(page, "administration-new-board")
+    await page.get_by_role("button", name="Make the board").click()
+    await expect(page.locator("#message")).to_have_text("Board mondays is open.")
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="mondays"))
+    for words in (
+        "seasons cron:0 6 * * 1 in Europe/Berlin",
+        "at most 50 points an action, at most 200 in 3,600 s",
+        "actions remembered for 172,800 s",
+    ):
+        await expect(row).to_contain_text(words)
+
+
+async def test_a_private_board_is_read_beyond_a_page(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await make_board(page, "hidden", Seasons="weekly", **{"Readable by": "false"})
+    headers = {"Authorization": f"Bearer {token(up, 'arena', UPDATE_ANY)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers, timeout=30) as client:
+        for first in (0, 90):
+            updates = [
+                {"userId": f"u{one}", "actionId": "a:1", "points": 1000 - one, "board": "hidden"}
+                for one in range(first, first + 90)
+            ]
+            sent = await client.post("/api/scores/updates", json={"updates": updates})
+            assert sent.status_code == 200, sent.text
+
+    async def is_known() -> bool:
+        return bool((await read(up, "/api/admin/boards/hidden/seasons"))["seasons"])
+
+    await eventually_async(is_known)
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="hidden"))
+    await row.get_by_role("link", name="Standings").click()
+    rows = page.get_by_role("table", name="Standings of hidden").locator("tbody tr")
+    await expect(rows).to_have_count(100)
+    await expect(page.get_by_text("180 players")).to_be_visible()
+    await page.get_by_role("button", name="Show more").click()
+    await expect(rows).to_have_count(180)
+    await expect(rows.nth(179)).to_contain_text("u179")
+    await expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+    await show(page, "seasons/hidden")
+    await page.get_by_role("table", name="Seasons of hidden").get_by_role("link").first.click()
+    await expect(page.get_by_role("table", name="Standings of").locator("tbody tr")).to_have_count(
+        100
+    )
+
+
 async def test_held_actions_are_released_and_voided(open_page: OpenPage, up: Up):
     page = await open_page(up["api"] + "/admin")
     await sign_in(page, up)
     await make_board(page, "cups")
     await page.get_by_role("button", name="Limits: cups").click()
-    await page.get_by_label("Points of an action").fill("50")
+    await page.get_by_role("dialog").get_by_label("Points of an action").fill("50")
     await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name="cups"))
     await expect(row).to_contain_text("at most 50 points an action")
@@ -296,10 +385,163 @@ async def test_held_actions_are_released_and_voided(open_page: OpenPage, up: Up)
     await page.get_by_role("dialog").get_by_label("Reason").fill("sent by\na bot")
     await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
     await expect(page.locator("#message")).to_have_text("The action is voided.")
-    await expect(page.get_by_text("There are no such actions.")).to_be_visible()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
     await show(page, "held?state=voided")
     await expect(page.get_by_role("table", name="Held actions")).to_contain_text("zoe:1")
     assert await score_of(up, "zoe", board="cups") == 80
+
+
+async def hold(page: Page, up: Up, board: str, **points: list[int]) -> None:
+    """Make a board with a limit of 50 points, and let actions of users exceed it."""
+    await show(page, "boards")
+    await make_board(page, board)
+    await page.get_by_role("button", name=f"Limits: {board}").click()
+    await page.get_by_role("dialog").get_by_label("Points of an action").fill("50")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=board, exact=True))
+    await expect(row).to_contain_text("at most 50 points an action")
+    for user_id, numbers in points.items():
+        await score(up, user_id, *numbers, board=board)
+
+    async def are_held() -> bool:
+        held = (await read(up, "/api/admin/held", board=board, limit="100"))["held"]
+        return len(held) == sum(map(len, points.values()))
+
+    await eventually_async(are_held)
+
+
+async def test_selected_actions_are_released_with_one_reason_each_once(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await hold(page, up, "rally", kim=[60, 70, 80], lea=[90])
+    await show(page, "held?board=rally")
+    await expect(page.get_by_role("button", name="Release selected")).to_be_disabled()
+    await page.get_by_label("All shown").check()
+    await page.get_by_label("Select kim:1 of kim on rally").uncheck()
+    await expect(page.get_by_text("3 selected")).to_be_visible()
+    await page.get_by_role("button", name="Release selected").click()
+    dialog = page.get_by_role("dialog", name="Release 3 actions")
+    await expect(dialog).to_contain_text("3 actions of 2 players on 1 board, +230 points in all")
+    await dialog.get_by_label("Reason").fill("it was a\nfinal")
+    await dialog.get_by_role("button", name="Preview").click()
+    await expect(dialog.locator(".message")).to_have_text("Nothing is changed yet. 3 ready.")
+    await expect(dialog.get_by_role("row").nth(3)).to_contain_text("90")
+    assert await score_of(up, "kim", board="rally") is None
+    await keep_screenshot(page, "administration-bulk")
+
+    # Somebody else decides about the last one, and the answer to the first is lost.
+    [last] = (await read(up, "/api/admin/held", board="rally", userId="lea"))["held"]
+    headers = {"Authorization": f"Bearer {token(up, 'carla', ADMIN)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers) as client:
+        body = {"reason": "a bot"}
+        (await client.post(f"/api/admin/held/{last['id']}/void", json=body)).raise_for_status()
+    sent: list[str] = []
+
+    async def lose(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "{}")["id"])
+        if len(sent) == 1:
+            await route.fetch()
+            await route.abort()
+        else:
+            await route.continue_()
+
+    await page.route("**/api/admin/acts", lose)
+    await dialog.get_by_role("button", name="Release 3 actions").click()
+    await expect(dialog.locator(".message")).to_have_text("2 done, 1 refused.")
+    await expect(dialog.get_by_role("row").nth(3)).to_contain_text("was voided by sub:carla before")
+    assert len(sent) == 4
+    assert len(set(sent)) == 3
+    await dialog.get_by_role("button", name="Close").click()
+    assert await score_of(up, "kim", board="rally") == 140
+    await expect(page.get_by_role("row")).to_have_count(2)  # the heading, and the one left out
+    acts = (await read(up, "/api/admin/acts", board="rally"))["acts"]
+    assert [(act["kind"], act["reason"]) for act in acts] == [("release", "it was a final")] * 2
+
+
+async def test_many_held_actions_are_paged_filtered_and_voided(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await hold(page, up, "crowd", pia=[60] * 52, quy=[70])
+    await show(page, "held?board=crowd")
+    rows = page.get_by_role("table", name="Held actions").locator("tbody tr")
+    await expect(rows).to_have_count(50)
+    await page.get_by_role("button", name="Show more").click()
+    await expect(rows).to_have_count(53)
+
+    # A change of one row keeps the pages that are shown.
+    await page.get_by_role("button", name="Void quy:0 of quy on crowd").click()
+    await page.get_by_role("dialog").get_by_label("Reason").fill("sent by a bot")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    await expect(rows).to_have_count(52)
+    await page.get_by_label("All shown").check()
+    await page.get_by_role("button", name="Void selected").click()
+    dialog = page.get_by_role("dialog", name="Void 52 actions")
+    await dialog.get_by_label("Reason").fill("a bot")
+    await dialog.get_by_role("button", name="Preview").click()
+    refused: list[str] = []
+
+    async def refuse(route: Route) -> None:
+        refused.append(route.request.url)
+        if len(refused) == 3:
+            problem = {"title": "Too many requests", "status": 429}
+            await route.fulfill(status=429, headers={"Retry-After": "1"}, json=problem)
+        else:
+            await route.continue_()
+
+    await page.route("**/api/admin/held/*/void", refuse)
+    await dialog.get_by_role("button", name="Void 52 actions").click()
+    await expect(dialog.locator(".message")).to_have_text("52 done.")
+    assert len(refused) == 53
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
+
+    await page.get_by_label("State").select_option("any")
+    await page.get_by_label("Player").fill("quy")
+    await page.get_by_label("Limit").select_option("action")
+    await page.get_by_label("Since").fill("2020-01-01T00:00:00")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    await expect(rows).to_have_count(1)
+    await expect(rows).to_contain_text("voided by sub:admin: sent by a bot")
+    await expect(page.get_by_label("All shown")).to_be_hidden()
+    await page.get_by_label("Limit").select_option("window")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
+
+
+async def test_a_stopped_dialog_leaves_the_rest_undecided(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await hold(page, up, "halt", ria=[60, 70, 80])
+    await show(page, "held?board=halt")
+    await page.get_by_label("All shown").check()
+    await page.get_by_role("button", name="Void selected").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Reason").fill("a bot")
+    await dialog.get_by_role("button", name="Preview").click()
+    arrived, let_go = asyncio.Event(), asyncio.Event()
+
+    async def wait(route: Route) -> None:
+        arrived.set()
+        await let_go.wait()
+        await route.continue_()
+
+    await page.route("**/api/admin/held/*/void", wait)
+    await dialog.get_by_role("button", name="Void 3 actions").click()
+    await arrived.wait()
+    await dialog.press("Escape")
+    await expect(dialog).to_be_visible()  # while something is sent
+    await dialog.get_by_role("button", name="Stop").click()
+    let_go.set()
+    await expect(dialog.locator(".message")).to_have_text("1 done, 2 ready.")
+    await dialog.get_by_role("button", name="Close").click()
+    table = page.get_by_role("table", name="Held actions")
+    await expect(table.locator("tbody tr")).to_have_count(2)
 
 
 async def test_seasons_of_a_board_are_listed_with_their_standings(open_page: OpenPage, up: Up):
@@ -369,6 +611,43 @@ async def test_health_is_refreshed_while_it_is_visible(
           delete document.hidden;
           document.dispatchEvent(new Event("visibilitychange"));
         }""")
+
+
+async def test_health_shows_viewers_and_refusals(open_page: OpenPage, up: Up):
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "health")
+    viewers = page.locator(".tile").filter(has_text="Viewers").locator("dd")
+    await expect(viewers).to_have_text("0")
+    processes = page.get_by_role("table", name="Processes")
+    await expect(processes.get_by_role("row")).to_have_count(4)
+
+    live = await open_page(up["api"])
+    await expect(viewers).to_have_text("1")
+    async with httpx.AsyncClient(base_url=up["api"]) as client:
+        for _ in range(3):
+            headers = {"Authorization": "Bearer none"}
+            assert (await client.get("/api/admin/acts", headers=headers)).status_code == 401
+    refused = page.locator(".tile").filter(has_text="Refused in").locator("dd")
+    await expect(refused).to_have_text("3")
+    refusals = page.get_by_role("table", name="Refusals")
+    await expect(refusals).to_contain_text("token ")
+    await expect(refusals).not_to_contain_text("held")  # which are accepted
+    await keep_screenshot(page, "administration-health")
+    await live.goto(up["api"] + "/admin")  # which has no live board
+    await expect(viewers).to_have_text("0")
+
+    flusher, streamer = up["pids"]["flusher"], up["pids"]["streamer"]
+    os.kill(streamer, signal.SIGSTOP)
+    os.kill(flusher, signal.SIGSTOP)
+    try:
+        await expect(viewers).to_have_text("at least 0")
+        await expect(processes.get_by_text("does not answer")).to_have_count(2)
+        await expect(processes.get_by_text("unknown")).to_have_count(5)
+        await expect(refused).to_have_text("at least 3")
+    finally:
+        os.kill(streamer, signal.SIGCONT)
+        os.kill(flusher, signal.SIGCONT)
+    await expect(viewers).to_have_text("0")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -48,6 +48,7 @@ ADMIN = {
         *(("get", "users"), ("get", "users/{userId}"), ("get", "users/{userId}/history")),
         *(("get", "held"), ("post", "held/{heldId}/void")),
         *(("get", "boards"), ("post", "boards"), ("patch", "boards/{name}")),
+        *(("get", "boards/{name}/seasons"), ("get", "boards/{name}/leaderboard")),
     )
 }
 

@@ -141,6 +141,8 @@ REQUESTS: Final[list[tuple[str, str, dict[str, object] | None]]] = [
     ("POST", "/api/admin/boards", {"name": "daily"}),
     ("PATCH", "/api/admin/boards/daily", {"public": False, "state": "archived"}),
     ("GET", "/api/admin/boards", None),
+    ("GET", "/api/admin/boards/daily/seasons", None),
+    ("GET", "/api/admin/boards/daily/leaderboard", None),
     ("GET", "/api/admin/audit?board=main", None),
     ("GET", "/api/admin/held?state=held", None),
     ("POST", "/api/admin/held/1/void", {"reason": "test"}),

@@ -23,6 +23,7 @@ import redis
 from cli import system_status
 from cli.embedded.ports import find_free_port
 from scoreboard.health import checks
+from scoreboard.health.services import service_urls
 from scoreboard.model import Layout, Partition, pack
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import PartitionState
@@ -467,9 +468,9 @@ def test_the_addresses_follow_from_the_ports_unless_they_are_set() -> None:
     by_port = settings.load(given | {"SCOREBOARD_WS_WORKERS": "2"})
     by_name = settings.load(given | {"SCOREBOARD_SERVICES": "api=http://a:1/,api=http://b:1"})
 
-    assert system_status.service_urls(by_port) == [
+    assert service_urls(by_port) == [
         ("api", "http://127.0.0.1:9100"),
         ("streamer", "http://127.0.0.1:9101"),
         ("flusher", "http://127.0.0.1:9102"),
     ]
-    assert system_status.service_urls(by_name) == [("api", "http://a:1"), ("api", "http://b:1")]
+    assert service_urls(by_name) == [("api", "http://a:1"), ("api", "http://b:1")]

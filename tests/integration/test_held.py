@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -469,6 +469,22 @@ async def test_dead_letters_of_an_older_flusher_are_applied_as_held_actions(
     assert done.outcome == "applied"
     assert ("zoe", "win:1", "held") in await states(world)
     assert await world.score("zoe") is None
+
+
+def test_a_board_is_created_with_limits(command: Run, settings: Settings) -> None:
+    for wrong in (
+        ("--max-points-per-window", "5"),
+        ("--max-points-per-window", "5", "--window", "1h", "--operator", "best"),
+    ):
+        assert command("board", "create", "arena", *wrong).code == 5, wrong
+    assert query(settings, "SELECT count(*) FROM boards") == [(0,)]
+    limits = ("--max-points-per-action", "50", "--max-points-per-window", "70", "--window", "1h")
+    done = command("board", "create", "arena", *limits)
+    assert done.code == 0, done.err
+    [one] = json.loads(command("board", "list", "--json").out)
+    assert one["limits"] == {"per_action": 50, "per_window": 70, "window_s": 3600}
+    sent = asyncio.run(act(settings, Action("alice", "win:1", 51), board="arena"))
+    assert [one.held for one in cast("list[Receipt]", sent)] == [True]
 
 
 def test_the_commands(command: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

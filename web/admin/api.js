@@ -17,7 +17,7 @@
  *   points: string, season?: string, timeZone?: string}} Rules
  * @typedef {{pointsPerAction: number, pointsPerWindow: number, windowS: number}} Limits
  * @typedef {{name: string, public: boolean, state: string, rules: Rules, partitions: number,
- *   users: number | null, limits: Limits}} AdminBoard
+ *   users: number | null, limits: Limits, seenSeconds: number}} AdminBoard
  * @typedef {{board: string, score: number | null, rank: number | null, bannedBy: string | null}}
  *   UserBoard
  * @typedef {{board: string, season: string, score: number, rank: number | null}} UserSeason
@@ -26,17 +26,19 @@
  *   detail: {[name: string]: any}}} AuditRow
  * @typedef {{board: string, open: boolean, uncommitted: number, oldestAgeS: number | null}}
  *   BoardHealth
- * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number, held: number}}
- *   Health
+ * @typedef {{service: "api" | "streamer" | "flusher", address: string,
+ *   state: "ready" | "not ready" | "unknown", version: string | null, viewers: number | null,
+ *   refusals: {[reason: string]: number} | null}} ProcessHealth
+ * @typedef {{boards: BoardHealth[], deadLetters: number, pendingActs: number, held: number,
+ *   processes: ProcessHealth[]}} Health
  * @typedef {{id: number, board: string, userId: string, actionId: string, delta: number,
- *   limit: "action" | "window", occurredAt: string, state: string, voidedBy: string | null,
- *   voidedReason: string | null}} HeldAction
+ *   limit: "action" | "window", occurredAt: string, state: string, act: string | null,
+ *   voidedBy: string | null, voidedReason: string | null}} HeldAction
  * @typedef {{id: string, startsAt: number, endsAt: number, state: "open" | "final", users: number,
  *   winners: TopRow[]}} Season
  */
 
 const BASE = "/api/admin";
-const SCORES = "/api/scores";
 /** The server waits for PostgreSQL for some seconds. */
 const FETCH_MS = 20_000;
 
@@ -47,10 +49,12 @@ export class ApiError extends Error {
   /**
    * @param {string} message
    * @param {number} status  0 if there was no response
+   * @param {number | null} [retryAfterS]  how long the server wants the client to wait
    */
-  constructor(message, status) {
+  constructor(message, status, retryAfterS = null) {
     super(message);
     this.status = status;
+    this.retryAfterS = retryAfterS;
   }
 
   /** Whether the request may have been carried out, or may succeed if it is sent again. */
@@ -79,17 +83,6 @@ export class AdminApi {
    */
   get(path, query = {}) {
     return this.#send("GET", BASE + withQuery(path, query));
-  }
-
-  /**
-   * Read what everyone may read; of a private board, what the token's scopes allow.
-   *
-   * @param {string} path
-   * @param {{[name: string]: string | number | null | undefined}} query  empty ones are left out
-   * @returns {Promise<any>}
-   */
-  read(path, query) {
-    return this.#send("GET", SCORES + withQuery(path, query));
   }
 
   /**
@@ -138,7 +131,7 @@ export class AdminApi {
     }
     if (response.ok && answer !== null) return answer;
     if (response.status === 401) this.#onRejected();
-    throw new ApiError(sentenceOf(response, answer), response.ok ? 0 : response.status);
+    throw new ApiError(sentenceOf(response, answer), response.ok ? 0 : response.status, retryAfterOf(response));
   }
 }
 
@@ -166,14 +159,20 @@ function sentenceOf(response, problem) {
     return `This account may not do that: its token needs the scope ${scope ?? "admin:scores"}.`;
   }
   if (status === 429) {
-    const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
-    return Number.isFinite(seconds)
+    const seconds = retryAfterOf(response);
+    return seconds !== null
       ? `Too many requests. Try again in ${seconds} s.`
       : "Too many requests. Try again later.";
   }
   const words = problem?.detail ?? problem?.title;
   if (typeof words === "string" && words) return /[.!?]$/.test(words) ? words : `${words}.`;
   return `The server answered with the status ${status}.`;
+}
+
+/** @param {Response} response */
+function retryAfterOf(response) {
+  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+  return Number.isFinite(seconds) ? seconds : null;
 }
 
 /** Return the id of a new act, 16 hexadecimal digits. */

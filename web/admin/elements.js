@@ -176,24 +176,30 @@ export function oneLine(reason) {
 }
 
 /**
- * Return a table of rows that are read in pages, with a button for more.
+ * Return a table of rows that are read in pages, with a button for more. A refresh reads as many
+ * pages as were shown.
  *
+ * @param {import("./main.js").Context} context
  * @param {(cursor: any) => Promise<any>} read
  * @param {string} name  the field of the rows
  * @param {string} label
  * @param {Column[]} columns
  * @param {(row: any) => Child[]} cells
- * @param {import("./main.js").Context["work"]} work
  */
-export async function paged(read, name, label, columns, cells, work) {
+export async function paged({ pages, work }, read, name, label, columns, cells) {
   const first = await read("");
   if (!first[name].length) return [make("p", { class: "hint" }, "There is nothing to show.")];
   const shown = table(label, columns, first[name].map(cells));
   let { next } = first;
-  const more = button("Show more", () => work(async () => {
+  const readNext = async () => {
     const page = await read(next);
     shown.querySelector("tbody")?.append(...page[name].map((/** @type {any} */ row) => tableRow(columns, cells(row))));
     next = page.next;
+  };
+  for (let count = 1; count < pages.count && next; count += 1) await readNext();
+  const more = button("Show more", () => work(async () => {
+    await readNext();
+    pages.count += 1;
     more.hidden = !next;
     return "";
   }, { isChange: false }));

@@ -7,6 +7,7 @@
  *   api: AdminApi,
  *   args: string[],
  *   filters: {[name: string]: string},
+ *   pages: {count: number},
  *   addressOf: (view: string, ...args: string[]) => string,
  *   filter: (values: {[name: string]: string}) => void,
  *   refresh: () => void,
@@ -16,7 +17,7 @@
  *     ...fields: HTMLElement[]) => void,
  * }} Context
  *   `args` and `filters` are the rest of the view's address and its query; `filter` shows the view
- *   with other filters. `work` runs a task, shows the sentence that it returns or the error, and
+ *   with other filters. `pages` is how many pages of a table are shown. `work` runs a task, shows the sentence that it returns or the error, and
  *   refreshes the view if the task changes something; `confirm` asks first, and for the values
  *   of fields.
  */
@@ -25,9 +26,10 @@ import { SignIn, SignInError } from "../sign-in.js";
 import { AdminApi, ApiError } from "./api.js";
 import { button, make, valuesOf } from "./elements.js";
 import { showPlayers } from "./player-view.js";
+import { showHealth } from "./health-view.js";
 import { showHeld } from "./held-view.js";
-import { showSeasons } from "./season-view.js";
-import { showActs, showAudit, showBoards, showHealth } from "./views.js";
+import { showSeasons, showStandings } from "./season-view.js";
+import { showActs, showAudit, showBoards } from "./views.js";
 
 const SCOPE = "admin:scores";
 const FETCH_MS = 5_000;
@@ -40,6 +42,7 @@ const VIEWS = {
   acts: { title: "Acts", show: showActs },
   held: { title: "Held actions", show: showHeld },
   seasons: { title: "Seasons", show: showSeasons, of: "boards" },
+  standings: { title: "Standings", show: showStandings, of: "boards" },
   audit: { title: "Audit log", show: showAudit },
   health: { title: "Health", show: showHealth, everyMs: HEALTH_MS },
 };
@@ -52,6 +55,7 @@ const find = (id) => /** @type {HTMLElement} */ (document.getElementById(id));
 let signIn = null;
 let turn = 0; // counts what is shown, so that a late response does not replace a newer view
 let isWorking = false;
+let pages = { count: 1 };
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let timer;
 
@@ -65,6 +69,11 @@ function say(text, mood = "") {
   const element = find("message");
   if (element.textContent !== text) element.textContent = text;
   element.dataset.mood = mood;
+}
+
+/** Show the message also to those who have scrolled down to what they pressed. */
+function showMessage() {
+  find("message").scrollIntoView({ block: "nearest" });
 }
 
 /** @param {string} text */
@@ -114,6 +123,7 @@ async function show({ isRefresh = false } = {}) {
   const { title, show: makeView, everyMs, of } = VIEWS[name];
   markCurrent(of ?? name);
   if (!isRefresh) {
+    pages = { count: 1 };
     setHeading(args[0] ?? title);
     delete find("view").dataset.address;
     find("view").replaceChildren();
@@ -156,7 +166,7 @@ function makeContext(name, args, filters) {
     show({ isRefresh: true });
   };
   return {
-    api, args, filters, addressOf, refresh, setHeading, work, confirm,
+    api, args, filters, pages, addressOf, refresh, setHeading, work, confirm,
     filter: (values) => {
       const address = `${addressOf(name, ...args)}?${new URLSearchParams(values)}`;
       if (location.hash === address) refresh();
@@ -175,9 +185,13 @@ async function work(task, { isChange } = { isChange: true }) {
   say("Working");
   try {
     say(await task());
-    if (isChange) await show({ isRefresh: true });
+    if (isChange) {
+      await show({ isRefresh: true });
+      showMessage();
+    }
   } catch (error) {
     say(sentenceOf(error), "trouble");
+    showMessage();
   } finally {
     isWorking = false;
   }

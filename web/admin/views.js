@@ -1,21 +1,22 @@
 /**
- * The views of boards, acts, the audit log and the health of the system.
+ * The views of boards, acts and the audit log.
  *
  * A view fetches first and returns its elements; it may be called again to refresh them.
  *
  * @typedef {import("./api.js").AdminBoard} AdminBoard
  * @typedef {import("./api.js").AuditRow} AuditRow
- * @typedef {import("./api.js").Health} Health
  * @typedef {import("./main.js").Context} Context
  */
 
 import { actList } from "./act-list.js";
-import { button, field, filterForm, identifier, input, link, make, paged, select, table, valuesOf } from "./elements.js";
+import { button, field, filterForm, identifier, input, link, make, paged, select, valuesOf } from "./elements.js";
 import { describeLimits, describeRules, formatMoment, formatNumber, formatSeconds } from "./words.js";
 
 const BOARD_PATTERN = "(?!\\.\\.?$)[a-z0-9_.\\-]{1,32}";
 const SCORE_MAX = 2 ** 31 - 1;
 const PAGE = 50;
+const SEEN_HOURS = 12;
+const SEEN_HOURS_MAX = 596_523; // 2³¹ seconds
 
 // --- boards ---
 
@@ -31,7 +32,7 @@ export async function showBoards(context) {
   /** @param {AdminBoard} board */
   const cells = (board) => boardCells(context, board);
   return [
-    ...(await paged(read, "boards", "Boards", BOARD_COLUMNS, cells, context.work)),
+    ...(await paged(context, read, "boards", "Boards", BOARD_COLUMNS, cells)),
     newBoardForm(context),
   ];
 }
@@ -40,7 +41,7 @@ export async function showBoards(context) {
  * @param {Context} context
  * @param {AdminBoard} board
  */
-function boardCells(context, { name, state, public: isPublic, users, rules, partitions, limits }) {
+function boardCells(context, { name, state, public: isPublic, users, rules, partitions, limits, seenSeconds }) {
   /** @param {object} wanted */
   const send = async (wanted) => {
     await context.api.patch(`/boards/${encodeURIComponent(name)}`, wanted);
@@ -65,9 +66,10 @@ function boardCells(context, { name, state, public: isPublic, users, rules, part
     make("span", { class: "badge", "data-state": state }, state),
     isPublic ? "everyone" : "token holders",
     formatNumber(users),
-    [describeRules(rules), describeLimits(limits)].filter(Boolean).join(", "),
+    [describeRules(rules), describeLimits(limits), describeMemory(seenSeconds)].filter(Boolean).join(", "),
     String(partitions),
     make("span", { class: "row-buttons" },
+      link(context.addressOf("standings", name), "Standings"),
       season ? link(context.addressOf("seasons", name), "Seasons") : null,
       button("Limits", askLimits, { "aria-label": `Limits: ${name}` }),
       isPublic
@@ -77,6 +79,11 @@ function boardCells(context, { name, state, public: isPublic, users, rules, part
         ? change("Archive", { state: "archived" }, `Archive ${name}? It then accepts no actions, and can still be read.`)
         : change("Open", { state: "open" }, `Open ${name} again? It then accepts actions.`)),
   ];
+}
+
+/** @param {number} seconds */
+function describeMemory(seconds) {
+  return seconds === SEEN_HOURS * 3_600 ? "" : `actions remembered for ${formatSeconds(seconds)}`;
 }
 
 /**
@@ -114,32 +121,76 @@ function newBoardForm(context) {
     field("First rank", select("order", [["highest", "the highest score"], ["lowest", "the lowest score"]])),
     field("Lowest score", input("min", { ...bounds, value: 0 })),
     field("Highest score", input("max", { ...bounds, value: SCORE_MAX })),
-    field("Who may lower a score", select("lowering", [
+    onlyFor("operator=add", field("Who may lower a score", select("lowering", [
       ["nobody", "nobody"], ["trusted", "game servers"], ["players", "players"],
-    ])),
+    ]))),
     field("Points", select("points", [["catalogue", "from the catalogue"], ["stated", "stated by the caller"]])),
     field("Seasons", select("season", [
-      ["", "none"], ["daily", "a day"], ["weekly", "a week"], ["monthly", "a month"],
+      ["", "none"], ["daily", "a day"], ["weekly", "a week"], ["monthly", "a month"], ["cron", "by a cron expression"],
     ]), "Scores begin anew with each season; the standings of earlier ones are kept."),
-    field("Time zone of the seasons", input("timeZone", { maxlength: 64, spellcheck: "false", placeholder: "UTC" }),
-      "For example Europe/Berlin."),
+    onlyFor("season=cron", field("Cron expression",
+      input("cron", { required: true, maxlength: 95, spellcheck: "false", placeholder: "0 6 * * 1" }),
+      "Minute, hour, day, month, day of the week: when a season begins.")),
+    onlyFor("season", field("Time zone of the seasons",
+      input("timeZone", { maxlength: 64, spellcheck: "false", placeholder: "UTC" }), "For example Europe/Berlin.")),
     field("Readable by", select("public", [["true", "everyone"], ["false", "token holders"]])),
+    field("Remember actions for, in hours",
+      input("seenHours", { type: "number", min: 1, max: SEEN_HOURS_MAX, step: 1, required: true, value: SEEN_HOURS }),
+      "A repeat within this time gets the first answer. PostgreSQL counts each action once for ever."),
+    field("Limit: points of an action", input("pointsPerAction", { ...bounds, value: 0 }),
+      "What exceeds a limit is held until an administrator decides. 0: no limit."),
+    onlyFor("operator=add", field("Limit: points of a user in a time", input("pointsPerWindow", { ...bounds, value: 0 }))),
+    onlyFor("operator=add", field("Length of this time in seconds", input("windowS", { ...bounds, value: 0 }),
+      "From 10 seconds to 31 days.")),
     make("div", { class: "buttons" }, make("button", { type: "submit", class: "button primary" }, "Make the board")),
   );
+  form.addEventListener("change", () => showFitting(form));
+  showFitting(form);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const { name, public: isPublic, min, max, ...rules } = valuesOf(form);
+    const { name, public: isPublic, min, max, seenHours, season, cron, timeZone, operator, order, lowering, points,
+      ...limits } = valuesOf(form);
     context.work(async () => {
       await context.api.post("/boards", {
         name,
         public: isPublic === "true",
-        rules: { ...rules, min: Number(min), max: Number(max) },
+        rules: {
+          operator, order, points, lowering, timeZone, min: Number(min), max: Number(max),
+          season: season === "cron" ? `cron:${cron}` : season,
+        },
+        limits: limitsOf(limits),
+        seenSeconds: Number(seenHours) * 3_600,
       });
       return `Board ${name} is open.`;
     });
   });
   return make("details", {}, make("summary", {}, "New board"),
-    make("p", { class: "hint" }, "The rules of a board can never be changed."), form);
+    make("p", { class: "hint" }, "The rules of a board can never be changed; its limits can."), form);
+}
+
+/**
+ * Return a field that is shown only if another control has a value, or with `name=value` this one.
+ *
+ * @param {string} condition
+ * @param {HTMLElement} shown
+ */
+function onlyFor(condition, shown) {
+  shown.dataset.only = condition;
+  return shown;
+}
+
+/**
+ * Show the fields that fit the others; hidden ones are disabled, and so are no values of the form.
+ *
+ * @param {HTMLFormElement} form
+ */
+function showFitting(form) {
+  for (const one of /** @type {NodeListOf<HTMLElement>} */ (form.querySelectorAll("[data-only]"))) {
+    const [name, wanted] = (one.dataset.only ?? "").split("=");
+    const { value } = /** @type {HTMLSelectElement} */ (form.elements.namedItem(name));
+    one.hidden = wanted === undefined ? value === "" : value !== wanted;
+    for (const control of one.querySelectorAll("input, select")) control.toggleAttribute("disabled", one.hidden);
+  }
 }
 
 // --- acts ---
@@ -180,7 +231,7 @@ export async function showAudit(context) {
       field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
       field("Player", input("userId", { value: filters.userId ?? "", maxlength: 128 })),
     ]),
-    ...(await paged(read, "rows", "Audit log", AUDIT_COLUMNS, auditCells, context.work)),
+    ...(await paged(context, read, "rows", "Audit log", AUDIT_COLUMNS, auditCells)),
   ];
 }
 
@@ -191,46 +242,4 @@ function auditCells({ at, actor, action, board, detail }) {
     make("span", { class: "detail-text" }, ...Object.entries(detail).flatMap(([name, value]) =>
       [make("b", {}, name), ` ${typeof value === "string" ? value : JSON.stringify(value)} `])),
   ];
-}
-
-// --- health ---
-
-/** @param {Context} context */
-export async function showHealth(context) {
-  /** @type {Health} */
-  const { boards, deadLetters, pendingActs, held } = await context.api.get("/status");
-  const waiting = boards.reduce((sum, { uncommitted }) => sum + uncommitted, 0);
-  const oldest = boards.reduce((most, { oldestAgeS }) => Math.max(most, oldestAgeS ?? 0), 0);
-  const closed = boards.filter(({ open }) => !open).length;
-  const columns = [
-    { head: "Board" }, { head: "Accepts actions" }, { head: "Waiting actions", isNumber: true },
-    { head: "Oldest waits", isNumber: true },
-  ];
-  return [
-    make("dl", { class: "tiles" },
-      tile("Boards that are closed", formatNumber(closed), closed > 0),
-      tile("Actions that wait for PostgreSQL", formatNumber(waiting), false),
-      tile("The oldest waits", waiting ? formatSeconds(oldest) : "–", oldest > 30),
-      tile("Dead letters", formatNumber(deadLetters), deadLetters > 0),
-      tile("Pending acts", formatNumber(pendingActs), pendingActs > 0),
-      tile("Held actions", formatNumber(held), false)),
-    table("Health of the boards", columns, boards.map(({ board, open, uncommitted, oldestAgeS }) => [
-      board,
-      make("span", { class: "badge", "data-state": open ? "open" : "closed" }, open ? "yes" : "no"),
-      formatNumber(uncommitted),
-      formatSeconds(oldestAgeS),
-    ])),
-    make("p", { class: "hint" }, `The default boards, those on which actions wait, and those that are closed, as of ${formatMoment(Date.now())}; ` +
-      "refreshed every 2 s."),
-  ];
-}
-
-/**
- * @param {string} name
- * @param {string} value
- * @param {boolean} isTrouble
- */
-function tile(name, value, isTrouble) {
-  return make("div", { class: "card tile", "data-mood": isTrouble ? "trouble" : null },
-    make("dt", {}, name), make("dd", {}, value));
 }

@@ -38,6 +38,16 @@ export function formatMoment(at) {
   return moments.format(new Date(at));
 }
 
+/**
+ * Return a local time of an input as ISO 8601 in UTC; empty if it is none.
+ *
+ * @param {string} local
+ */
+export function toMoment(local) {
+  const moment = new Date(local);
+  return Number.isNaN(moment.getTime()) ? "" : moment.toISOString();
+}
+
 /** @param {number | null} seconds */
 export function formatSeconds(seconds) {
   if (seconds === null) return NONE;

@@ -1,9 +1,12 @@
 """What administrators look up: users, the audit log, and what waits for a decision."""
 
+import asyncio
+from datetime import datetime
 from typing import Annotated, Final
 
 from litestar import Controller, Response, get, post
 from litestar.params import JSONBody, PathParameter, QueryParameter
+from msgspec.structs import replace
 
 from api.documents.admin_schemas import (
     AuditReply,
@@ -23,8 +26,11 @@ from api.documents.forms import PRINTABLE
 from api.documents.responses import admin_problems
 from api.documents.schemas import HistoryReply
 from api.endpoints.admin.acts import HEADERS, PAGE_MAX, SECURITY, BoardFilter, UserFilter
+from api.endpoints.admin.processes import processes_of
 from api.endpoints.admin.sessions import (
+    AdminSessions,
     Session,
+    actor_of,
     caller_of,
     find_board,
     require_administrator,
@@ -35,6 +41,7 @@ from api.endpoints.scores import AnyRequest, DecodedRequest, UserPath, get_servi
 from scoreboard.errors import (
     ActConflict,
     ForeignOrigin,
+    Invalid,
     NotFound,
     ScoreboardError,
     Uninitialised,
@@ -53,7 +60,7 @@ from scoreboard.ledger.users import (
     select_user_boards,
     select_user_seasons,
 )
-from scoreboard.model import BOARD_PATTERN, Board, Partition
+from scoreboard.model import BOARD_PATTERN, Board, LimitKind, Partition
 
 FOUND_MAX: Final = 20
 """Maximum users of a search."""
@@ -225,27 +232,53 @@ class Records(Controller):
     async def list_held(
         self,
         request: AnyRequest,
+        *,
         board: BoardFilter = None,
         user_id: UserFilter = None,
         held_state: Annotated[
             HeldState | None, QueryParameter(name="state", description="The state.")
         ] = None,
+        exceeded: Annotated[
+            LimitKind | None, QueryParameter(description="The limit that they exceeded.")
+        ] = None,
+        since: Annotated[
+            datetime | None,
+            QueryParameter(description="Only actions since then; RFC 3339, with a time zone."),
+        ] = None,
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of actions.")
         ] = 50,
+        after: Annotated[
+            int | None,
+            QueryParameter(ge=1, le=BIGINT_MAX, description="`next` of the page before."),
+        ] = None,
     ) -> Response[HeldReply]:
         """List held actions."""
-        chosen = HeldFilter(board=board, user_id=user_id, state=held_state)
+        if since is not None and since.tzinfo is None:
+            raise Invalid("since needs a time zone, such as Z")
+        chosen = HeldFilter(
+            board=board,
+            user_id=user_id,
+            state=held_state,
+            limit_kind=exceeded,
+            since=since,
+            after=after,
+        )
         async with sessions_of(request).open() as session:
-            found = await select_held(session.connection, chosen, limit=limit)
-        return Response(HeldReply(tuple(_held_row(one) for one in found)), headers=HEADERS)
+            # A row more than asked for tells whether there is another page.
+            found = await select_held(session.connection, chosen, limit=limit + 1)
+        following = found[limit - 1].id if len(found) > limit else None
+        rows = tuple(_held_row(one) for one in found[:limit])
+        return Response(HeldReply(rows, following), headers=HEADERS)
 
     @post(
         "/held/{held_id:str}/void",
         status_code=200,
         operation_id="voidHeld",
         summary="Void a held action",
-        description="The action never counts; this cannot be undone. A repeat gets 409.",
+        description="The action never counts; this cannot be undone. If there is no response, send "
+        "the request again: one by the same administrator with the same reason gets the same "
+        "answer, and another one 409.",
         security=SECURITY,
         response_description="The action is voided.",
         responses=admin_problems(
@@ -265,8 +298,11 @@ class Records(Controller):
             found = await select_held(session.connection, chosen, limit=1)
             if not found:
                 raise NotFound(f"There is no held action {held_id}")
+            caller = caller_of(request)
+            if (found[0].voided_by, found[0].voided_reason) == (actor_of(caller), data.reason):
+                return Response(_held_row(found[0]), headers=HEADERS)
             board = await find_board(session, found[0].board)
-            moderator = sessions.moderator(session, board, caller_of(request))
+            moderator = sessions.moderator(session, board, caller)
             await moderator.void_held(held_id, reason=data.reason)
             [after] = await select_held(session.connection, chosen, limit=1)
         return Response(_held_row(after), headers=HEADERS)
@@ -276,7 +312,8 @@ class Records(Controller):
         operation_id="readStatus",
         summary="Read what waits for PostgreSQL or a decision",
         description="Returns the default boards and those with uncommitted actions, at most 100, "
-        "the number of dead letters, and that of pending acts (up to 1000).",
+        "the number of dead letters, that of pending acts (up to 1000), and the viewers and "
+        "refusals of each process that this one can reach.",
         security=SECURITY,
         response_description="The status.",
         responses=admin_problems(*_STATUSES, omitted=_NOT_HERE),
@@ -284,6 +321,12 @@ class Records(Controller):
     async def status(self, request: AnyRequest) -> Response[StatusReply]:
         """Read what waits for PostgreSQL or a decision."""
         sessions = sessions_of(request)
+        reply, processes = await asyncio.gather(
+            self._read_stores(sessions), processes_of(request).read()
+        )
+        return Response(replace(reply, processes=processes), headers=HEADERS)
+
+    async def _read_stores(self, sessions: AdminSessions) -> StatusReply:
         async with sessions.open() as session:
             boards = await select_boards(session.connection)
             health = await _examine(session, boards, sessions.settings.boards)
@@ -294,8 +337,7 @@ class Records(Controller):
             held = await select_held(
                 session.connection, HeldFilter(state="held"), limit=PENDING_MAX
             )
-        reply = StatusReply(tuple(health), sum(dead.values()), len(pending), len(held))
-        return Response(reply, headers=HEADERS)
+        return StatusReply(tuple(health), sum(dead.values()), len(pending), len(held), ())
 
 
 def _held_row(one: HeldAction) -> HeldRow:

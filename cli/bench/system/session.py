@@ -17,9 +17,9 @@ from cli.bench.generator.measurement import Measurement, Snapshot
 from cli.bench.report.cpu import CpuReader, postmaster_of
 from cli.bench.report.environment import DATABASE, Environment, describe_environment, is_busy
 from cli.bench.report.results import Result, compute_costs, find_marks
-from cli.system_status import service_urls
 from cli.target import open_database
 from scoreboard.errors import Malformed, ScoreboardError
+from scoreboard.health.services import service_urls
 from scoreboard.ledger.load_tests import read_parameters
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
