@@ -18,7 +18,7 @@ GRANT SELECT ON seasons, season_standings TO scoreboard_api;
 GRANT SELECT (board, detached_at) ON ledger_partitions TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
-    backups, bans, held_actions, seasons, season_turns, season_standings
+    backups, bans, held_actions, seasons, season_turns, season_standings, ledger_partitions, score_sums
     TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard_flusher;
