@@ -223,7 +223,7 @@ class Writer(Session):
                     await open_season(self.connection, self.partition.board, Season.parse(season))
             early, repeats = split_held(batch)
             held = await self._hold(early, previous.seq)
-            tally = await self._count_seasons(batch, previous.seq, dead, isolate=isolate)
+            tally = await self._count_seasons(batch, previous, dead, isolate=isolate)
             held = held.plus(await self._hold(repeats, previous.seq))
             if tally.rewound + held.rewound and not allow_reused:
                 raise _Reused
@@ -294,20 +294,20 @@ class Writer(Session):
         return await insert_held(self.connection, self.partition, events, committed=committed)
 
     async def _count_seasons(
-        self, batch: Batch, committed: int, dead: list[DeadEvent], *, isolate: bool
+        self, batch: Batch, previous: Position, dead: list[DeadEvent], *, isolate: bool
     ) -> _Tally:
         """Count the actions of a batch, one season after the other."""
         if not batch.seasons:
             if isolate:
-                return await self._isolate(batch, batch.actions, committed, dead)
-            return await self._count(batch.actions, batch.rows, committed)
+                return await self._isolate(batch, batch.actions, previous, dead)
+            return await self._count(batch.actions, batch.rows, previous.seq)
         total = _Tally()
         for _, group in groupby(batch.actions, key=lambda event: event.season):
             actions = list(group)
             if isolate:
-                tally = await self._isolate(batch, actions, committed, dead)
+                tally = await self._isolate(batch, actions, previous, dead)
             else:
-                tally = await self._count(actions, make_rows(actions), committed)
+                tally = await self._count(actions, make_rows(actions), previous.seq)
                 await self.connection.execute(_CLEAR_BATCH)
             total.counted += tally.counted
             total.rewound += tally.rewound
@@ -357,15 +357,18 @@ class Writer(Session):
         return _Tally(counted, rewound, drifted).add_late(late, committed)
 
     async def _isolate(
-        self, batch: Batch, actions: Sequence[Event], committed: int, dead: list[DeadEvent]
+        self, batch: Batch, actions: Sequence[Event], previous: Position, dead: list[DeadEvent]
     ) -> _Tally:
         """Count the storable rows in stream order; add the others, found by bisection, to ``dead``.
+
+        A detached ledger refuses every row. Those up to the committed position are recorded: a
+        Redis of before delivers them again.
 
         Raises TooManyPoisonEvents.
         """
         try:
             async with self.connection.transaction():
-                tally = await self._count(actions, make_rows(actions), committed)
+                tally = await self._count(actions, make_rows(actions), previous.seq)
                 await self.connection.execute(_CLEAR_BATCH)
                 return tally
         except psycopg.Error as error:
@@ -373,6 +376,14 @@ class Writer(Session):
                 raise
             reason = describe(error)
             is_detached = error.diag.constraint_name == DETACHED
+        if is_detached:
+            fields_of = dict(batch.entries)
+            dead += [
+                dead_event(event.stream_id, fields_of[event.stream_id.encode()], reason)
+                for event in actions
+                if not _is_recorded(event, previous)
+            ]
+            return _Tally()
         if len(actions) == 1:
             event = actions[0]
             fields = next(
@@ -381,15 +392,15 @@ class Writer(Session):
                 if stream_id == event.stream_id.encode()
             )
             dead.append(dead_event(event.stream_id, fields, reason))
-            # All actions of a detached board are refused; any number of them is no fault elsewhere.
-            if len(dead) - len(batch.bad) > POISON_MAX and not is_detached:
+            found = sum(DETACHED not in one.reason for one in dead) - len(batch.bad)
+            if found > POISON_MAX:
                 raise TooManyPoisonEvents(
                     f"More than {POISON_MAX} rows of a batch cannot be stored: {reason}"
                 )
             return _Tally()
         middle = len(actions) // 2
-        first = await self._isolate(batch, actions[:middle], committed, dead)
-        second = await self._isolate(batch, actions[middle:], committed, dead)
+        first = await self._isolate(batch, actions[:middle], previous, dead)
+        second = await self._isolate(batch, actions[middle:], previous, dead)
         return _Tally(
             first.counted + second.counted,
             first.rewound + second.rewound,
@@ -409,6 +420,16 @@ class Writer(Session):
 def latest_season(*seasons: str) -> str:
     """Return the season, as id:start:end, that begins last; empty if all are."""
     return max(seasons, key=lambda text: Season.parse(text).start_s if text else -1, default="")
+
+
+def _is_recorded(event: Event, committed: Position) -> bool:
+    """Return whether an entry of the stream is one of those up to the committed position.
+
+    A Redis that lost data uses seqs again, but not ids of its stream, which are times.
+    """
+    return (event.epoch, event.seq) <= (committed.epoch, committed.seq) and stream_id_key(
+        event.stream_id
+    ) <= stream_id_key(committed.stream_id)
 
 
 def _as_row(event: DeadEvent) -> dict[str, Any]:

@@ -18,7 +18,7 @@ GRANT SELECT ON seasons, season_standings TO scoreboard_api;
 GRANT SELECT (board, detached_at) ON ledger_partitions TO scoreboard_api;
 
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
-    backups, bans, held_actions, seasons, season_turns, season_standings
+    backups, bans, held_actions, seasons, season_turns, season_standings, ledger_partitions, score_sums
     TO scoreboard_flusher;
 -- Whether a held action was released; not who decided it, and why.
 GRANT SELECT (id, refused_at, undoes) ON acts TO scoreboard_flusher;

@@ -36,7 +36,7 @@ from scoreboard.ledger.audit import audited
 from scoreboard.ledger.exports import Export, LedgerFilter
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
-from scoreboard.ledger.retention import require_ledger
+from scoreboard.ledger.retention import hold_ledger, require_ledger
 from scoreboard.ledger.scores import select_totals
 from scoreboard.ledger.seasons import select_newest_season, select_season
 from scoreboard.model import scores_name
@@ -167,6 +167,7 @@ def export_ledger(
         chosen = LedgerFilter(board=name, user=user_id, since=since, until=until)
         detail = {"of": "ledger", "format": form, "user": user_id, "since": since, "until": until}
         async with _open(settings, detail, board=name) as connection:
+            await hold_ledger(connection)
             await require_ledger(connection, name)
             total = await exports.count_ledger(connection, chosen) if chosen.is_whole else 0
             with open_output(output) as file:
@@ -198,6 +199,7 @@ def export_user(*, user_id: str, form: Format, output: Path, data_dir: Path) -> 
         settings = load_settings(data_dir, NEEDS)
         detail = {"of": "user", "format": form, "user": user_id}
         async with _open(settings, detail, board=None) as connection:
+            await hold_ledger(connection)
             with open_output(output) as file:
                 return await _copy_user(connection, user_id, file, form, report)
 

@@ -127,7 +127,7 @@ def detach(*, name: str, yes: bool, data_dir: Path) -> None:
         kept = asyncio.run(detach_ledger(settings, name, actor=actor, report=report))
     print_message(
         f"{kept.kept_actions} actions of {kept.kept_users} users of board {name} are detached: "
-        f'they are in the table detached."score_events_b_{name}_0" ({kept.size / 1e6:.1f} MB)'
+        f'they are in the table detached."score_events_b_{name}:rows" ({kept.size / 1e6:.1f} MB)'
     )
 
 

@@ -15,15 +15,17 @@ from psycopg import sql
 
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.audit import AuditTrail, audited
-from scoreboard.ledger.boards import select_existing_boards
 from scoreboard.ledger.checks import check_sums
 from scoreboard.ledger.load_tests import refuse_load_test_name
 from scoreboard.ledger.pool import Connection, describe, translate_errors
+from scoreboard.ledger.positions import lock_partitions
+from scoreboard.model import Partition
 from scoreboard.runtime import resources
 
 _IS_LEDGER_DETACHED: Final = resources.query("is_ledger_detached")
 _IS_SEPARATION_BEGUN: Final = resources.query("is_separation_begun")
 _SELECT_PARTITIONS: Final = resources.query("select_ledger_partitions")
+_HAS_BOARD: Final = resources.query("has_board")
 _CAN_DELETE_EVENTS: Final = resources.query("can_delete_events")
 _INSERT_PARTITION: Final = resources.query("insert_ledger_partition")
 _SET_LEDGER_DETACHED: Final = resources.query("set_ledger_detached")
@@ -39,6 +41,13 @@ DETACHED: Final = "ledger_is_detached"
 
 _LOCK_TIMEOUT: Final = sql.SQL("SET LOCAL lock_timeout = '2s'")
 """The writers of other boards wait as long as a statement here waits for a lock."""
+
+_LOCK_BOARDS: Final = sql.SQL("LOCK TABLE boards IN SHARE MODE")
+"""Waits for the boards that are being created, and holds up others."""
+
+_EXISTS: Final = "Board {} exists already; a partition of its own is made before the board"
+
+_HOLD_LEDGER: Final = sql.SQL("LOCK TABLE score_events IN ACCESS SHARE MODE")
 
 # A new partition changes the constraint of the default one, whose rows PostgreSQL reads under an
 # exclusive lock, unless a valid CHECK shows that none belongs to the new one.
@@ -129,6 +138,18 @@ async def require_ledger(connection: Connection, board: str) -> None:
         )
 
 
+async def hold_ledger(connection: Connection) -> None:
+    """Keep every ledger attached or detached until the transaction ends.
+
+    Call it first in a transaction with a snapshot: one that is older than a detaching has neither
+    the rows nor the kept sums.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        await connection.execute(_HOLD_LEDGER)
+
+
 async def require_complete_separation(connection: Connection, board: str) -> None:
     """Check that the ledger will take actions of a new board.
 
@@ -146,33 +167,37 @@ async def separate(connection: Connection, board: str, *, actor: str) -> bool:
 
     Writers of other boards go on, except for some milliseconds. Repeat it if it was interrupted.
 
-    Raises OperatorMistake (the board exists or has rows, or another login than the owner's),
-    DatabaseUnavailable (a lock was not granted in time: repeat it).
+    Raises OperatorMistake (the board exists, was deleted or has rows, another operator works on it,
+    or another login than the owner's), DatabaseUnavailable (a lock was not granted in time: repeat
+    it).
     """
     await _require_owner(connection)
     refuse_load_test_name(board)
+    await _lock(connection, board)
     if await list_partitions(connection, board):
         return False
     names = _names(board)
     async with translate_errors():
-        if not await _ask(connection, _IS_SEPARATION_BEGUN, board):
-            async with connection.transaction():
-                await connection.execute(_LOCK_TIMEOUT)
+        # The check makes dead letters of the board's actions, so it must not exist.
+        async with connection.transaction():
+            await connection.execute(_LOCK_TIMEOUT)
+            await connection.execute(_LOCK_BOARDS)
+            exists = await _ask(connection, _HAS_BOARD, board)
+            is_begun = await _ask(connection, _IS_SEPARATION_BEGUN, board)
+            if exists and is_begun:  # a version that does not know separations has created it
+                await connection.execute(_ALLOW_IN_OTHERS.format(**names))
+            elif not exists and not is_begun:
                 await connection.execute(_REFUSE_IN_OTHERS.format(**names))
-        # Now a board of this name cannot be created, see require_complete_separation.
-        exists = board in await select_existing_boards(connection, [board])
-        try:
-            if not exists:
-                await connection.execute(_VALIDATE.format(**names))
-        except psycopg.errors.CheckViolation:
-            exists = True
         if exists:
+            raise OperatorMistake(_EXISTS.format(board))
+        # Now a board of this name cannot be created, see require_complete_separation.
+        try:
+            await connection.execute(_VALIDATE.format(**names))
+        except psycopg.errors.CheckViolation:
             async with connection.transaction():
                 await connection.execute(_LOCK_TIMEOUT)
                 await connection.execute(_ALLOW_IN_OTHERS.format(**names))
-            raise OperatorMistake(
-                f"Board {board} exists already; a partition of its own is made before the board"
-            )
+            raise OperatorMistake(_EXISTS.format(board)) from None
         async with audited(connection) as trail:
             await connection.execute(_LOCK_TIMEOUT)
             await connection.execute(_SEPARATE.format(**names))
@@ -187,9 +212,11 @@ async def detach(connection: Connection, board: str, *, actor: str) -> LedgerPar
 
     The caller has checked that the board is closed and that all its actions are committed.
 
-    Raises OperatorMistake (no partition of its own, detached already, open dead letters or acts, or
-    scores that are not the sums of the ledger), DatabaseUnavailable: nothing was changed.
+    Raises OperatorMistake (no partition of its own, detached already, open dead letters or acts,
+    scores that are not the sums of the ledger, or another operator works on the board),
+    DatabaseUnavailable: nothing was changed.
     """
+    await _lock(connection, board)
     await _require_partition(connection, board, is_detached=False)
     names = _names(board)
     async with audited(connection) as trail:
@@ -207,9 +234,11 @@ async def detach(connection: Connection, board: str, *, actor: str) -> LedgerPar
 async def attach(connection: Connection, board: str, *, actor: str) -> LedgerPartition:
     """Attach the detached rows of a board again and remove their sums; return what was kept.
 
-    Raises OperatorMistake (not detached, the rows were dropped or changed, or a later version added
-    columns to the ledger), DatabaseUnavailable: nothing was changed.
+    Raises OperatorMistake (not detached, the rows were dropped or changed, a later version added
+    columns to the ledger, or another operator works on the board), DatabaseUnavailable: nothing was
+    changed.
     """
+    await _lock(connection, board)
     found = await _require_partition(connection, board, is_detached=True)
     if not found.size:
         raise OperatorMistake(f"The detached rows of board {board} were dropped")
@@ -235,16 +264,25 @@ async def attach(connection: Connection, board: str, *, actor: str) -> LedgerPar
 
 
 def _names(board: str) -> dict[str, sql.Composable]:
+    # Names of boards have no colon, so no name here is that of another board or of an index.
     own = f"score_events_b_{board}"
     return {
         "board": sql.Literal(board),
         "check": sql.Identifier(f"not_{board}"),
-        "own": sql.Identifier("public", own),
-        "rows": sql.Identifier("public", f"{own}_0"),
-        "detached": sql.Identifier("detached", f"{own}_0"),
-        "none": sql.Identifier("public", f"{own}_none"),
+        "own": sql.Identifier("public", f"{own}:board"),
+        "rows": sql.Identifier("public", f"{own}:rows"),
+        "detached": sql.Identifier("detached", f"{own}:rows"),
+        "none": sql.Identifier("public", f"{own}:none"),
         "refuse": sql.Identifier(DETACHED),
     }
+
+
+async def _lock(connection: Connection, board: str) -> None:
+    """Exclude other operators who work on the board, until the connection ends.
+
+    Raises OperatorMistake, DatabaseUnavailable.
+    """
+    await lock_partitions(connection, [Partition(board)])
 
 
 async def _ask(connection: Connection, query: bytes, board: str) -> bool:

@@ -298,11 +298,37 @@ def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: De
     assert deployed.owner.execute("SELECT max(revisions) FROM seasons").fetchone() == (1,)
 
 
+def test_a_detached_ledger_is_read_and_verified_with_the_rights_of_the_services(
+    deployed: Deployed,
+) -> None:
+    owner = {**deployed.environment("operator"), "DATABASE_URL": deployed.system.postgres.url}
+    for words in (("separate", "cup"), ("detach", "cup", "--yes")):
+        if words[0] == "detach":
+            deployed.run("board", "create", "cup")
+            deployed.run("board", "archive", "cup")
+        done = run_command("ledger", *words, **owner)
+        assert done.returncode == 0, done.stderr
+    assert "detached" in deployed.run("ledger", "list")
+    row = {"board": "cup", "scores": "cup", "season": None, "users": None, "limit": 9}
+    for role, query in (
+        ("api", "is_ledger_detached"),
+        ("flusher", "check_sums"),
+        ("flusher", "check_density"),
+        ("operator", "check_sums"),
+    ):
+        with psycopg.connect(deployed.environment(role)["DATABASE_URL"]) as connection:
+            connection.execute(resources.query(query), {**row, "part": 0, "epoch": 1, "seq": 0})
+
+
 REFUSED_TO_ALL = [
     "UPDATE score_events SET delta = 1",
     "DELETE FROM score_events",
     "TRUNCATE score_events",
     "DELETE FROM score_events_0",
+    "SELECT 1 FROM detached.some_table",
+    "CREATE TABLE detached.mine (id INT)",
+    "DELETE FROM score_sums",
+    "UPDATE ledger_partitions SET detached_at = NULL",
     "UPDATE audit_log SET actor = 'x'",
     "DELETE FROM audit_log",
     "TRUNCATE audit_log",

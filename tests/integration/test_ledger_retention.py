@@ -103,7 +103,7 @@ async def test_a_closed_board_is_detached_and_keeps_its_scores(
         assert query(settings, LEDGER, CUP) == [(0, 0)]
         assert query(settings, LEDGER, "main") == [(3, 55)]
         assert query(settings, SUMS, CUP) == query(settings, SCORES, CUP) == before
-        rows = query(settings, f'SELECT count(*) FROM detached."score_events_b_{CUP}_0"')
+        rows = query(settings, f'SELECT count(*) FROM detached."score_events_b_{CUP}:rows"')
         assert rows == [(4,)]
         await require_sound(run, CUP, "main")
 
@@ -195,7 +195,7 @@ async def test_changed_rows_are_not_attached(run: Command, settings: Settings) -
     async with flushing(settings):
         await play_a_cup(run, settings)
         assert (await run("ledger", "detach", CUP, "--yes")).code == 0
-    table = f'detached."score_events_b_{CUP}_0"'
+    table = f'detached."score_events_b_{CUP}:rows"'
     for statement in ("UPDATE {} SET delta = 1", "DELETE FROM {}", "TRUNCATE {}"):
         with pytest.raises(psycopg.errors.RaiseException, match="append only"):
             query(settings, statement.format(table))
