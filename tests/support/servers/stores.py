@@ -98,7 +98,8 @@ def own_postgres(tmp_path: Path) -> Iterator[OwnPostgres]:
 
 def _database(server: EmbeddedPostgres, *, template: str) -> Iterator[str]:
     name = f"test_{next(_database_numbers)}"
-    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+    # Without fsync this copies files in half of the CPU time that the write-ahead log takes.
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
     _execute(server, create.format(sql.Identifier(name), sql.Identifier(template)))
     try:
         yield server.url_of(name)
