@@ -1,4 +1,4 @@
--- List users whose score in an ended season is not the sum of their ledger rows of it, or whose actions are not their number.
+-- List users whose score in an ended season is not the sum of their ledger rows of it or their kept sum, or whose actions are not their number.
 -- Index: none for the ledger: one pass for all seasons; scores_pk for each season
 -- Without a season: all that began before the newest one of the start of the verification.
 WITH ended AS (
@@ -9,9 +9,12 @@ WITH ended AS (
 )
 SELECT coalesce(s.season, l.season), u.external_id, s.score, l.total, s.actions, l.rows
 FROM (
-    SELECT e.season, e.user_id, sum(e.delta) AS total, count(*) AS rows FROM score_events e
+    SELECT e.season, e.user_id, sum(e.delta)::BIGINT AS total, count(*) AS rows FROM score_events e
     WHERE e.board = %(board)s AND e.season IN (SELECT d.season FROM ended d)
     GROUP BY e.season, e.user_id
+    UNION ALL -- a detached ledger has sums only, another one has none
+    SELECT k.season, k.user_id, k.delta, k.actions FROM score_sums k
+    WHERE k.board = %(board)s AND k.season IN (SELECT d.season FROM ended d)
 ) l
 FULL JOIN (
     SELECT d.season, c.user_id, c.score, c.actions FROM ended d JOIN scores c ON c.board = d.name
