@@ -17,7 +17,15 @@ from scoreboard.errors import Invalid, ScoreboardError
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF, HttpResponse
-from scoreboard.model import AROUND_MAX, PAGE_MAX, SCORE_MAX, USERS_MAX, Board, is_identifier
+from scoreboard.model import (
+    AROUND_MAX,
+    ID_FORM,
+    PAGE_MAX,
+    SCORE_MAX,
+    USERS_MAX,
+    Board,
+    is_identifier,
+)
 from scoreboard.security.access import require_read
 from scoreboard.security.tokens import Caller, Verifier, bearer_token
 
@@ -151,7 +159,7 @@ def parse_user_ids(text: str) -> tuple[str, ...]:
     """
     found = tuple(dict.fromkeys(text.split(",")))
     if not all(map(is_identifier, found)):
-        raise Invalid("ids: users, separated by commas: 1 to 128 of A-Z a-z 0-9 . _ | : @ - each")
+        raise Invalid(f"ids must be users, separated by commas; each is {ID_FORM}")
     if len(found) > USERS_MAX:
         raise Invalid(f"ids: at most {USERS_MAX} users")
     return found
