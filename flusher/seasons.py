@@ -178,11 +178,14 @@ class Seasons:
                 try:
                     if self._may_freeze:
                         connection = await self._connected(connection)
-                        self._may_freeze = await self._freeze(connection) or bool(self._boards)
+                        self._may_freeze = bool(self._boards)  # a deletion meanwhile sets it
+                        if await self._freeze(connection):
+                            self._may_freeze = True
                     elif connection is not None:
                         await connection.close()
                         connection = None
                 except ScoreboardError as error:
+                    self._may_freeze = True
                     if connection is not None:
                         await connection.close()
                     connection = None
