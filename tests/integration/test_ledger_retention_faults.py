@@ -266,3 +266,18 @@ async def test_a_ledger_is_attached_also_if_redis_cannot_be_reached(
     done = await run("ledger", "attach", CUP)
     assert (done.code, f"reseed --board {CUP} --force" in done.err) == (69, True), done
     assert query(settings, LEDGER, CUP) == [(4, 57)]
+
+
+async def test_postgresql_refuses_to_open_a_detached_board(
+    run: Command, settings: Settings
+) -> None:
+    """Commands of an earlier version do not look; every action would become a dead letter."""
+    statement = "UPDATE boards SET state = 'open' WHERE board = %s"
+    async with flushing(settings):
+        await play_a_cup(run, settings)
+        assert (await run("ledger", "detach", CUP, "--yes")).code == 0
+        with pytest.raises(psycopg.errors.RaiseException, match="detached"):
+            query(settings, statement, CUP)
+        assert (await run("board", "set", CUP, "--private")).code == 0
+        assert (await run("ledger", "attach", CUP)).code == 0
+        query(settings, statement, CUP)
