@@ -10,6 +10,7 @@ from scoreboard.errors import (
     Fenced,
     OperatorMistake,
     RedisUnavailable,
+    Unavailable,
     Uninitialised,
     WaitTimeout,
 )
@@ -23,7 +24,7 @@ from scoreboard.ledger.boards import (
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, user_of
 from scoreboard.ledger.positions import lock_partitions
-from scoreboard.ledger.retention import LedgerPartition, detach
+from scoreboard.ledger.retention import LedgerPartition, attach, detach
 from scoreboard.model import Board, BoardState, Partition
 from scoreboard.recovery import board_changes
 from scoreboard.recovery.board_changes import LimitChange, partitions_of
@@ -151,14 +152,42 @@ async def detach_ledger(
     """
     async with open_owner_database(settings) as connection, open_store(settings) as store:
         await require_schema(connection)
-        board = await select_deleted_board(connection, name)
-        if board is None:
+        if await select_deleted_board(connection, name) is None:
             board = await select_board(connection, name)
             await lock_partitions(connection, partitions_of(board))
             board = await select_board(connection, name)
             _require_archived(board)
             await _drain_archived(store, board, report)
         return await detach(connection, name, actor=actor)
+
+
+async def attach_ledger(
+    settings: Settings, name: str, *, actor: str, report: ReportProgress
+) -> LedgerPartition:
+    """Attach the ledger of a board again; return what was kept of it.
+
+    The board is reseeded: one that was reseeded meanwhile does not remember the recent actions,
+    which Redis would count again until the flusher corrects them.
+
+    Raises UnknownBoard, OperatorMistake (another operator works on the board, or as
+    scoreboard.ledger.retention.attach), DatabaseUnavailable. An error of the reseed says that the
+    ledger is attached, and that the board is to be reseeded.
+    """
+    async with open_owner_database(settings) as connection, open_store(settings) as store:
+        await require_schema(connection)
+        is_deleted = await select_deleted_board(connection, name) is not None
+        kept = await attach(connection, name, actor=actor)
+        if not is_deleted:
+            board = await select_board(connection, name)
+            numbers = range(board.layout.partitions)
+            try:
+                await rebuild(store, connection, board, numbers, actor=actor, report=report)
+            except (Unavailable, OperatorMistake) as error:
+                raise type(error)(
+                    f"The ledger of board {name} is attached. Before it is unarchived, run "
+                    f"scoreboard reseed --board {name} --force: {error.detail}"
+                ) from error
+    return kept
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from cli.administration import detach_ledger, open_owner_database
+from cli.administration import attach_ledger, detach_ledger, open_owner_database
 from cli.output import confirm, print_json, print_message, print_table, progress
 from cli.parameters import BOARD
 from cli.target import (
@@ -137,17 +137,14 @@ def detach(*, name: str, yes: bool, data_dir: Path) -> None:
 def attach(*, name: str, data_dir: Path) -> None:
     """Put the detached actions of board NAME into the ledger again.
 
-    It is refused if they have changed: they must add up to the kept sums.
+    It is refused if they have changed: they must add up to the kept sums. The board is reseeded, so
+    that it remembers its recent actions.
     """
-    settings = load_settings_to_change(data_dir, needs=[DATABASE_URL])
-    found = asyncio.run(_attach(settings, name))
+    settings = load_settings_to_change(data_dir)
+    with progress() as report:
+        actor = operator_name()
+        found = asyncio.run(attach_ledger(settings, name, actor=actor, report=report))
     print_message(
         f"{found.kept_actions} actions of {found.kept_users} users of board {name} are in the "
         "ledger again"
     )
-
-
-async def _attach(settings: Settings, name: str) -> LedgerPartition:
-    async with open_owner_database(settings) as connection:
-        await require_schema(connection)
-        return await retention.attach(connection, name, actor=operator_name())

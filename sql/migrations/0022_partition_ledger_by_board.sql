@@ -55,5 +55,18 @@ CREATE TABLE IF NOT EXISTS score_sums (
     actions BIGINT NOT NULL,
     CONSTRAINT score_sums_pk PRIMARY KEY (board, season, user_id)
 );
+-- Every action of an open board whose ledger is detached would become a dead letter. An earlier version does not look:
+-- its processes that still run, and its commands that do not check the schema. The function runs with the owner's
+-- rights, because grants.sql runs in a later transaction.
+CREATE OR REPLACE FUNCTION board_stays_closed() RETURNS TRIGGER
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM ledger_partitions WHERE board = NEW.board AND detached_at IS NOT NULL) THEN
+        RAISE EXCEPTION 'the ledger of board % is detached', NEW.board;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE OR REPLACE TRIGGER boards_stay_closed BEFORE UPDATE OF state ON boards
+    FOR EACH ROW WHEN (NEW.state = 'open') EXECUTE FUNCTION board_stays_closed();
 -- No service has a right on it.
 CREATE SCHEMA IF NOT EXISTS detached;

@@ -12,7 +12,7 @@ import redis
 from scoreboard.errors import OperatorMistake
 from scoreboard.ledger import retention
 from scoreboard.ledger.pool import Connection, connect
-from scoreboard.model import Action, Board
+from scoreboard.model import Action, Board, Receipt
 from scoreboard.recovery.board_changes import create_board
 from scoreboard.runtime.settings import Settings
 from tests.integration.test_ledger_retention import (
@@ -238,3 +238,46 @@ async def test_an_export_beside_a_detaching_is_complete_or_refused(
             await retention.detach(connection, CUP, actor="test")
         done = await export
     assert (done.code, "detached" in done.err) == (5, True), done
+
+
+async def test_a_board_remembers_its_recent_actions_after_its_ledger_was_attached(
+    run: Command, settings: Settings
+) -> None:
+    """A reseed of the detached board finds no action that could be remembered."""
+    async with flushing(settings):
+        await play_a_cup(run, settings)
+        assert (await run("ledger", "detach", CUP, "--yes")).code == 0
+        assert (await run("reseed", "--board", CUP, "--force", "--yes")).code == 0
+        assert (await run("ledger", "attach", CUP)).code == 0
+        assert (await run("board", "unarchive", CUP)).code == 0
+        [again] = await act(settings, Action("alice", "win:1", 30), board=CUP)
+        assert isinstance(again, Receipt), again
+        assert (again.replayed, again.score) == (True, 30)
+        await require_sound(run, CUP)
+
+
+async def test_a_ledger_is_attached_also_if_redis_cannot_be_reached(
+    run: Command, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with flushing(settings):
+        await play_a_cup(run, settings)
+        assert (await run("ledger", "detach", CUP, "--yes")).code == 0
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    done = await run("ledger", "attach", CUP)
+    assert (done.code, f"reseed --board {CUP} --force" in done.err) == (69, True), done
+    assert query(settings, LEDGER, CUP) == [(4, 57)]
+
+
+async def test_postgresql_refuses_to_open_a_detached_board(
+    run: Command, settings: Settings
+) -> None:
+    """Commands of an earlier version do not look; every action would become a dead letter."""
+    statement = "UPDATE boards SET state = 'open' WHERE board = %s"
+    async with flushing(settings):
+        await play_a_cup(run, settings)
+        assert (await run("ledger", "detach", CUP, "--yes")).code == 0
+        with pytest.raises(psycopg.errors.RaiseException, match="detached"):
+            query(settings, statement, CUP)
+        assert (await run("board", "set", CUP, "--private")).code == 0
+        assert (await run("ledger", "attach", CUP)).code == 0
+        query(settings, statement, CUP)
