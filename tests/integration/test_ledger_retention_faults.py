@@ -151,7 +151,7 @@ async def test_any_names_of_boards_can_be_separated_and_detached(
 ) -> None:
     """The tables and indexes of one board must not have the names of another's."""
     names = ["cup", "cup_0", "cup_none", "cup_pkey", "cup_occurred_at_idx"]
-    names += [".", "-", "_", "x" * 32, "x" * 30 + "_0"]
+    names += ["...", "-", "_", "x" * 32, "x" * 30 + "_0"]
     for name in names:
         assert (await run("ledger", "separate", "--", name)).code == 0, name
     for name in names:
