@@ -139,6 +139,11 @@ class PlainBoard:
         season = self.parts[number].season
         return self.ranked(season, [u for u in self.users(season) if self.number_of(u) == number])
 
+    def banned(self, number: int) -> dict[str, int]:
+        """Return the banned users of a partition, with their scores, -1 for none."""
+        scores = self.scores.get(self.parts[number].season, {})
+        return {user: scores.get(user, -1) for user in self.bans if self.number_of(user) == number}
+
     def users(self, season: str) -> list[str]:
         return [user for user in self.scores.get(season, {}) if user not in self.bans]
 
