@@ -631,11 +631,17 @@ class Tour:
 
     def take(self) -> None:
         """Take the tour: the same in two seasons, and what is between them."""
-        is_lowest = self.machine.board_rules.order == "lowest"
-        good, better = (30, 20) if is_lowest else (20, 30)
+        rules = self.machine.board_rules
+        good, better = (30, 20) if rules.order == "lowest" else (20, 30)
+        # The second or the last one is held where there are limits, and may count later.
+        first = {
+            ("add", "highest"): (20, 1000, 30, 20),
+            ("add", "lowest"): (60, -11, -9, -8, -7),
+            ("best", "highest"): (60, 20, 30),
+        }.get((rules.operator, rules.order), (60, 10, 30, 20))
         for _ in range(2):
             ann, bob, cem, dan = USERS
-            held = [name for user in (cem, dan) for name in self.play(user, good, 1000, better)]
+            held = [name for user in (cem, dan) for name in self.play(user, *first)]
             [won] = self.play(ann, good)
             self.play(bob, good)
             self.machine.flush()
@@ -650,6 +656,8 @@ class Tour:
             self.void(ann, won)
             for which in range(6):
                 self.machine.repeat_an_act(which, which % 2 == 1)
+            for which in range(4):
+                self.machine.repeat_late(2 * which)
             self.decide(held)
             self.machine.repeat_every_action()
             for which in range(4):
