@@ -372,9 +372,11 @@ class PlainBoard:
 
         Everything is committed. Answers to actions that changed nothing are not restored.
         """
+        newest = max((part.season for part in self.parts), key=self.seasons.index)
         for part in self.parts:
-            part.season = max((one.season for one in self.parts), key=self.seasons.index)
-            part.turns.append((part.seq, part.season))
+            part.has_ended = part.has_ended and part.season == newest
+            part.season = newest
+            part.turns.append((part.seq, newest))
         entries = [one for one in self.ledger.values() if one.kind == "counted"]
         entries += [one.entry for one in self.held.values()]
         self.answers = {

@@ -392,8 +392,7 @@ class CompetitionMachine(RuleBasedStateMachine):
 
     @rule(is_emptied=st.booleans())
     def reseed(self, is_emptied: bool) -> None:
-        for number in range(self.partitions):
-            self.turn(number)
+        """Rebuild the board; a partition that is not turned yet opens in the season of the rest."""
         self.flush()
         self.wait(self.real.reseed(is_emptied=is_emptied))
         self.model.reseed()
@@ -596,9 +595,9 @@ class Tour:
     def act(self, request: Request, planned: Act | Refusal) -> str:
         """Perform an act, flush, and return its id."""
         self.machine.perform(request, planned)
-        self.check()
+        self.machine.the_board_equals_its_model()
         self.machine.flush()
-        self.check()
+        self.machine.the_board_equals_its_model()
         return list(self.model.acts)[-1]
 
     def check(self) -> None:
@@ -672,6 +671,9 @@ class Tour:
                 self.machine.kill_flusher(0)
                 self.machine.flush()
                 self.machine.freeze()
+                self.machine.end_season()
+                self.play(ann, better)  # the other partition is not turned
+                self.machine.reseed(is_emptied=False)
             self.check()
             self.machine.reseed(is_emptied=True)
             self.unban(bob)
