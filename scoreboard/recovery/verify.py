@@ -458,21 +458,32 @@ class _Verification:
         self._known += known
 
     async def _recheck_order(self) -> None:
-        """Check pairs again whose order differed."""
+        """Check pairs again whose order differed, while commits are blocked."""
         for first, second in self._disordered:
             partition = self._partitions[partition_of(first, len(self._partitions))]
-            async with translate_errors(), self._connection.transaction():
-                await lock_position_shared(self._connection, partition)
-                packed = await self._scanner.packed_scores(partition, [first, second])
-                scores = await checks.read_scores(self._connection, self._scores, [first, second])
-            one, other = scores.get(first), scores.get(second)
-            if one is None or other is None or packed[0] is None or packed[1] is None:
-                continue
-            score_of = self._board.layout.rules.unpack_score
-            are_equal = one.score == other.score == score_of(packed[0]) == score_of(packed[1])
-            was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
-            if are_equal and was_first and packed[0] < packed[1]:
-                self._find("order", f"{first} reached {one.score} before {second}", partition)
+            await _retry_while_behind(
+                partition, partial(self._recheck_pair, partition, first, second)
+            )
+
+    async def _recheck_pair(self, partition: Partition, first: str, second: str) -> None:
+        async with translate_errors(), self._connection.transaction():
+            position = await lock_position_shared(self._connection, partition) or Position()
+            packed = await self._scanner.packed_scores(partition, [first, second])
+            # Read after the board, so that it has every action that the board shows.
+            uncommitted = await self._store.read_uncommitted(
+                partition, **msgspec.structs.asdict(position)
+            )
+            scores = await checks.read_scores(self._connection, self._scores, [first, second])
+        if uncommitted.has(first) or uncommitted.has(second):
+            return  # who has left a score and returned to it arrives later than PostgreSQL knows
+        one, other = scores.get(first), scores.get(second)
+        if one is None or other is None or packed[0] is None or packed[1] is None:
+            return
+        score_of = self._board.layout.rules.unpack_score
+        are_equal = one.score == other.score == score_of(packed[0]) == score_of(packed[1])
+        was_first = (one.reached_at, one.last_seq) < (other.reached_at, other.last_seq)
+        if are_equal and was_first and packed[0] < packed[1]:
+            self._find("order", f"{first} reached {one.score} before {second}", partition)
 
     async def _check_backlog(self, partition: Partition) -> None:
         """Report a backlog that does not move; one commit since the start is sufficient."""

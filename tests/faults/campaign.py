@@ -97,8 +97,7 @@ async def run_campaign(
             folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
         )
         operator = Operator(stack, load.history, seed=seed)
-        if not rules.takes_values:  # the checks of values compare scores
-            load.add(operator)
+        load.add(operator)
         try:
             stack.load = load
             async with load:

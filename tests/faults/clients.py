@@ -20,6 +20,9 @@ from tests.support.eventually import eventually_async
 DOCUMENTED = {200, 409, 503}
 """The statuses that a valid update of a game server may get during any fault (I10)."""
 
+VALUE_STEP = 1000
+"""Values are multiples of it, which corrections are not."""
+
 REPEATS = 0.2
 """The share of calls that repeat an earlier action."""
 
@@ -34,6 +37,10 @@ class ActionAnswers:
     """The user was banned: the action must not be in the ledger."""
     is_held: bool = False
     """It exceeded a limit: it must be held, and not in the ledger."""
+    is_unchanged: bool = False
+    """A value that changed nothing: a reseed forgets it, and a repeat may count later."""
+    is_provisional: bool = False
+    """Redis, older than the ledger, applied a value that may be worse than the ledger's."""
     fresh: int = 0
     """The number of answers with ``"replayed": false``; more than one is a double count (I5)."""
 
@@ -56,7 +63,10 @@ class History:
     @property
     def acknowledged(self) -> int:
         """Return the number of acknowledged actions."""
-        return sum(answers.new_score is not None for answers in self.actions.values())
+        return sum(
+            answers.new_score is not None or answers.is_unchanged
+            for answers in self.actions.values()
+        )
 
 
 class Client:
@@ -82,18 +92,18 @@ class Client:
     def _number(self, user: str) -> int:
         """Return points, or a value: the values of all clients improve slowly.
 
-        The values of a user differ. With the operator ``last``, an action that states the current
-        score is not in the ledger, so a repeat after a reseed is a new action
-        (docs/decisions/0150).
+        The values of a user differ, also after small corrections. With the operator ``last``, an
+        action that states the current score is not in the ledger, so a repeat after a reseed is a
+        new action (docs/decisions/0150).
         """
         rules = self._history.rules
         if not rules.takes_values:
             return self._random.randint(1, 50)
-        value = 10 * self._sent + self._random.randint(1, 500)
+        value = VALUE_STEP * (10 * self._sent + self._random.randint(1, 500))
         while (user, value) in self._history.stated:
-            value += 1
+            value += VALUE_STEP
         self._history.stated.add((user, value))
-        return value if rules.order == "highest" else 2_000_000 - value
+        return value if rules.order == "highest" else 2_000_000 * VALUE_STEP - value
 
     async def run(self, going: asyncio.Event, stop: asyncio.Event, pace_s: float) -> None:
         """Send actions until ``stop``, each until its outcome is known; ``going`` pauses."""
@@ -128,7 +138,8 @@ class Client:
             if answer.status == 200:
                 break
             if answer.status == 403 and b"/banned" in answer.body:
-                if answers.new_score is not None and not self._history.is_rewound:
+                is_certain = not (answers.is_provisional or self._history.is_rewound)
+                if answers.new_score is not None and is_certain:
                     self._add_violation(f"I5: {user} {action} counted and is refused now")
                 answers.is_refused = answers.new_score is None
                 return
@@ -153,16 +164,20 @@ class Client:
         self._log_event("ok", user, action, reply["newScore"])
         if self._history.is_rewound and answers.new_score is not None:
             return
-        if self._history.rules.takes_values and reply["newScore"] != answers.points:
+        is_held = reply.get("held", False)
+        is_changed = is_held or reply["newScore"] == answers.points
+        if self._history.rules.takes_values and not is_changed:
             # It changed nothing, so a reseed forgets its answer (docs/decisions/0150).
-            answers.new_score = reply["newScore"]
+            if answers.new_score is not None and not answers.is_provisional:
+                self._add_violation(f"I5: {user} {action} counted, and changes nothing now")
+            answers.is_unchanged = True
             return
         answers.fresh += not reply["replayed"]
         if answers.fresh > 1:
             self._add_violation(f"I5: {user} {action} counted as new twice")
-        is_held = reply.get("held", False)
         if answers.new_score is None:
             answers.new_score, answers.is_held = reply["newScore"], is_held
+            answers.is_provisional = self._history.is_rewound
         elif answers.is_held != is_held:
             self._add_violation(f"I5: {user} {action} was held and counted")
         elif answers.new_score != reply["newScore"]:

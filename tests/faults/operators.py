@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -19,7 +20,15 @@ from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import NO_LIMITS
 from scoreboard.moderation.acts import Moderator
-from scoreboard.moderation.plans import BanChange, Correction, Release, Request, Undo, Void
+from scoreboard.moderation.plans import (
+    BanChange,
+    Correction,
+    Release,
+    Request,
+    Undo,
+    Void,
+    WindowVoid,
+)
 from tests.faults.clients import History
 
 if TYPE_CHECKING:
@@ -57,6 +66,9 @@ class Operator:
 
     async def _act(self) -> None:
         user = f"player-{self._random.randrange(60)}"
+        if self._has_limits and self._random.randrange(20) == 0:
+            await self._void_held()
+            return
         request = await self._choose(user)
 
         async def perform(moderator: Moderator) -> None:
@@ -70,8 +82,24 @@ class Operator:
         except (ScoreboardError, OSError, TimeoutError, psycopg.Error):
             await self._complete(user)
 
-    async def _choose(self, user: str) -> Request:
-        match self._random.randrange(7 if self._stack.board.limits != NO_LIMITS else 6):
+    @property
+    def _has_limits(self) -> bool:
+        return self._stack.board.limits != NO_LIMITS
+
+    async def _void_held(self) -> None:
+        """Void a held action, unless it is decided already or the database is away."""
+        found = await self._column("SELECT id FROM held_actions ORDER BY random() LIMIT 1")
+
+        async def void(moderator: Moderator) -> None:
+            await moderator.void_held(int(found[0]), reason="campaign")
+            self.performed += 1
+
+        if found:
+            with suppress(ScoreboardError, OSError, TimeoutError, psycopg.Error):
+                await self._moderate(void)
+
+    async def _choose(self, user: str) -> Request:  # noqa: PLR0911 (one per kind)
+        match self._random.randrange(8 if self._has_limits else 7):
             case 0 | 1:
                 return Correction(user, self._random.choice([-3, -2, -1, 1, 2, 3]))
             case 2:
@@ -83,7 +111,11 @@ class Operator:
                 banned = await self._column("SELECT u.external_id FROM bans JOIN users u"
                                             " ON u.id = user_id")  # fmt: skip
                 return BanChange(self._random.choice(banned) if banned else user, "unban")
-            case 6:
+            case 5:
+                now = datetime.now(UTC)
+                since = now - timedelta(seconds=self._random.uniform(0.1, 3))
+                return WindowVoid(user, since, now)
+            case 7:
                 held = await self._column("SELECT id FROM held_actions ORDER BY random() LIMIT 1")
                 return Release(int(held[0]) if held else 1)
             case _:

@@ -14,6 +14,7 @@ import redis
 
 from scoreboard.ledger.pool import connect
 from scoreboard.model import SLOT_COUNT, Action, Board, Layout, Partition, pack
+from scoreboard.recovery import verify as verify_module
 from scoreboard.recovery.repair import repair
 from scoreboard.recovery.reseed import SESSION, choose_partitions, report_nothing, reseed
 from scoreboard.recovery.verify import Drift, Verdict, verify
@@ -268,6 +269,29 @@ async def test_equal_scores_in_the_wrong_order_are_found(settings: Settings, sto
     findings = (await verified(settings)).findings
 
     assert {one.check for one in findings} == {"order"}
+
+
+async def test_a_user_who_left_a_score_and_returned_to_it_is_in_order(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL has the same score, with the first arrival, until both actions are committed."""
+    board = await opened(settings, store)
+    for number, delta in enumerate((-1, 1)):
+        acted = await store.act(
+            Partition("main"),
+            board.layout,
+            user_id="user-00",
+            action_id=f"act:{number:016x}",
+            delta=delta,
+            stream_cap=1000,
+        )
+        assert acted.outcome == "applied"
+    monkeypatch.setattr(verify_module, "BACKLOG_S", 0.0)
+
+    verdict = await verified(settings)
+
+    assert [one.check for one in verdict.findings] == ["backlog"]
+    assert verdict.drifted == ()
 
 
 async def test_a_dedup_shard_without_expiry_is_found(settings: Settings, store: Store) -> None:

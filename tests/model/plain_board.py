@@ -139,6 +139,11 @@ class PlainBoard:
         season = self.parts[number].season
         return self.ranked(season, [u for u in self.users(season) if self.number_of(u) == number])
 
+    def banned(self, number: int) -> dict[str, int]:
+        """Return the banned users of a partition, with their scores, -1 for none."""
+        scores = self.scores.get(self.parts[number].season, {})
+        return {user: scores.get(user, -1) for user in self.bans if self.number_of(user) == number}
+
     def users(self, season: str) -> list[str]:
         return [user for user in self.scores.get(season, {}) if user not in self.bans]
 
@@ -367,9 +372,11 @@ class PlainBoard:
 
         Everything is committed. Answers to actions that changed nothing are not restored.
         """
+        newest = max((part.season for part in self.parts), key=self.seasons.index)
         for part in self.parts:
-            part.season = max((one.season for one in self.parts), key=self.seasons.index)
-            part.turns.append((part.seq, part.season))
+            part.has_ended = part.has_ended and part.season == newest
+            part.season = newest
+            part.turns.append((part.seq, newest))
         entries = [one for one in self.ledger.values() if one.kind == "counted"]
         entries += [one.entry for one in self.held.values()]
         self.answers = {

@@ -17,6 +17,8 @@ from flusher.batch import Batch
 from flusher.consumer import Consumer
 from flusher.leases import Leases
 from flusher.partition import PartitionFlusher
+from flusher.spare_sessions import SpareSessions
+from flusher.writer import Writer
 from scoreboard.errors import ScoreboardError
 from scoreboard.ledger.boards import insert_board
 from scoreboard.ledger.pool import Connection, connect
@@ -55,6 +57,24 @@ class _MortalConsumer(Consumer):
         return await super().acknowledge(batch, **options)
 
 
+class _Sessions(SpareSessions):
+    """Hands on one session, which costs more to open than a small batch to commit."""
+
+    kept: "_KeptWriter | None" = None
+
+    async def open(self, partition: Partition) -> Writer:
+        if self.kept is None or self.kept.connection.closed:
+            self.kept = await _KeptWriter.open(self._settings, partition)
+            await self.kept.connection.execute("SET idle_session_timeout = 0")
+        return _KeptWriter(self.kept.connection, partition)
+
+
+class _KeptWriter(Writer):
+    async def aclose(self) -> None:
+        """Leave the lease, and keep the session."""
+        await self.release_lease()
+
+
 class Servers:
     """Clients of both stores; an async context manager."""
 
@@ -64,6 +84,7 @@ class Servers:
         self.store = Store(self.client)
         self.scripts = Scripts(redis.Redis.from_url(settings.redis_url.reveal()), is_real=True)
         self.dispatcher = Dispatcher(settings)
+        self.sessions = _Sessions(settings)
         self.connection: Connection
         self._dispatching: asyncio.Task[None]
 
@@ -76,6 +97,8 @@ class Servers:
         self.dispatcher.close()
         await self._dispatching
         await self.connection.close()
+        if self.sessions.kept is not None:
+            await self.sessions.kept.connection.close()
         await self.client.aclose()
         self.scripts.client.close()
 
@@ -140,7 +163,9 @@ class RealBoard:
                 consumer.lives = dies_after or 0
             leases = Leases([partition])
             stop = StopEvent(5.0)
-            flusher = PartitionFlusher(partition, settings, consumer, self.store, leases)
+            flusher = PartitionFlusher(
+                partition, settings, consumer, self.store, leases, sessions=self.servers.sessions
+            )
             running = asyncio.create_task(flusher.run(stop))
 
             async def is_over() -> bool:
@@ -229,6 +254,11 @@ class RealBoard:
             key = PartitionKeys(Partition(self.name, number)).gained
             if await self.servers.client.hexists(key, "/ends"):
                 await self.servers.client.hincrby(key, "/ends", -1000)
+
+    async def banned(self, number: int) -> dict[str, int]:
+        """Return the banned users whom a partition has, with their scores, -1 for none."""
+        key = PartitionKeys(Partition(self.name, number)).banned
+        return {u: int(score) for u, score in (await self.servers.client.hgetall(key)).items()}
 
     async def next_moment(self) -> datetime:
         """Return a time before which is what was accepted, and after which what will be."""
