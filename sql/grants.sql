@@ -8,8 +8,8 @@ GRANT USAGE ON SCHEMA public TO scoreboard_api, scoreboard_flusher, scoreboard_o
 GRANT SELECT ON _yoyo_migration, schema_compatibility
     TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
 
--- The names of ?names=true and the history of a user; no e-mail, no request ids.
-GRANT SELECT (id, external_id, name) ON users TO scoreboard_api;
+-- The names and metadata of ?names=true, and the history of a user; no e-mail, no request ids.
+GRANT SELECT (id, external_id, name, metadata) ON users TO scoreboard_api;
 GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurred_at) ON score_events
     TO scoreboard_api;
 -- The seasons of a board and their final standings.
@@ -45,7 +45,7 @@ GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (
     partitions, seen_seconds, seen_shards, is_public, state, points_per_action, points_per_window, window_s
 ) ON boards TO scoreboard_operator;
-GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
+GRANT INSERT, UPDATE (name, email, metadata) ON users TO scoreboard_operator;
 GRANT INSERT, UPDATE (points, enabled, updated_at, scope, boards, needs_proof) ON actions
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_operator;

@@ -43,7 +43,7 @@ from scoreboard.ledger.audit import AuditFilter, select_audit
 from scoreboard.ledger.boards import select_boards
 from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
-from scoreboard.ledger.users import search_users, select_names, select_user_boards
+from scoreboard.ledger.users import search_users, select_public_profiles, select_user_boards
 from scoreboard.model import BOARD_PATTERN, END, Board, Partition
 
 PRINTABLE: Final = rf"^[^\x00-\x1f\x7f]+{END}"
@@ -111,13 +111,14 @@ class Records(Controller):
         """Read a user."""
         async with sessions_of(request).open() as session:
             found = await select_user_boards(session.connection, user_id, limit=BOARDS_MAX)
-            names = await select_names(session.connection, [user_id])
+            profiles = await select_public_profiles(session.connection, [user_id])
             boards = [
                 await _place(session, user_id, one.board, one.score, one.banned_by) for one in found
             ]
-        if not boards and user_id not in names:
+        profile = profiles.get(user_id)
+        if not boards and profile is None:
             raise UnknownUser(f"User {user_id} has no score and no name")
-        reply = UserReply(user_id, names.get(user_id), tuple(boards))
+        reply = UserReply(user_id, profile.name if profile else None, tuple(boards))
         return Response(reply, headers=HEADERS)
 
     @get(
