@@ -29,7 +29,7 @@
  *   Health
  * @typedef {{id: number, board: string, userId: string, actionId: string, delta: number,
  *   limit: "action" | "window", occurredAt: string, state: string, voidedBy: string | null,
- *   voidedReason: string | null}} HeldAction
+ *   voidedReason: string | null, season: string | null}} HeldAction
  * @typedef {{id: string, startsAt: number, endsAt: number, state: "open" | "final", users: number,
  *   winners: TopRow[]}} Season
  */

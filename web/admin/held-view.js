@@ -50,7 +50,7 @@ function cellsOf(context, one) {
   return [
     formatMoment(one.occurredAt),
     link(context.addressOf("players", one.userId, one.board), identifier(one.userId)),
-    one.board,
+    one.season === null ? one.board : `${one.board}, ${one.season}`,
     identifier(one.actionId),
     formatDelta(one.delta),
     LIMITS[one.limit] ?? one.limit,
