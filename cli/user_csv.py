@@ -14,23 +14,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
+
+import msgspec
 
 from cli.output import print_message
 from cli.text import escape_unsafe, find_unsafe
 from scoreboard.errors import Invalid, Malformed
-from scoreboard.ledger.users import Profile
+from scoreboard.ledger.users import METADATA_BYTES, Profile
 from scoreboard.model import ID_FORM, is_identifier
 from scoreboard.recovery.reseed import ReportProgress
 
-COLUMNS: Final = ("userId", "name", "email")
+COLUMNS: Final = ("userId", "name", "email", "metadata")
 STDIN: Final = Path("-")
 SHOWN_MAX: Final = 20
 """Maximum number of invalid lines listed in one error."""
 NAME_MAX: Final = 200
 EMAIL_MAX: Final = 320
 LINE_BYTES: Final = 16_384
-"""Four times the longest valid line: a userId, a name and an email, quoted, in UTF-8."""
+"""More than three times the longest valid line: all columns, quoted, in UTF-8."""
 FILE_BYTES: Final = 1 << 30
 REPORT_EVERY: Final = 1000
 _CHUNK_BYTES: Final = 1 << 20
@@ -57,6 +59,28 @@ def check_email(email: str | None) -> str | None:
     if not local or not domain or len(email) > EMAIL_MAX or not is_plain:
         return "the email is not a valid address"
     return None
+
+
+def check_metadata(text: str | None) -> str | None:
+    """Describe what is wrong with metadata, or return None."""
+    if not text:
+        return None
+    try:
+        compact = compact_metadata(text)
+    except (msgspec.MsgspecError, OverflowError, RecursionError):
+        return "the metadata is not a JSON object"
+    if len(compact.encode()) > METADATA_BYTES:
+        return f"the metadata is longer than {METADATA_BYTES} bytes"
+    unsafe = find_unsafe(compact)
+    return f"the metadata contains a {unsafe}" if unsafe else None
+
+
+def compact_metadata(text: str) -> str:
+    """Return metadata as compact JSON, in which each name is once.
+
+    Raises msgspec.MsgspecError, OverflowError, RecursionError unless it is an object.
+    """
+    return msgspec.json.encode(msgspec.json.decode(text, type=dict[str, Any])).decode()
 
 
 class UserFile:
@@ -98,7 +122,13 @@ class UserFile:
         """Yield the users of a checked file."""
         done = 0
         for done, (_, row) in enumerate(self._rows(), 1):
-            yield Profile(row["userId"], row.get("name") or None, row.get("email") or None)
+            metadata = row.get("metadata")
+            yield Profile(
+                row["userId"],
+                row.get("name") or None,
+                row.get("email") or None,
+                compact_metadata(metadata) if metadata else None,
+            )
             if done % REPORT_EVERY == 0:
                 report("import", done, total)
         report("import", done, total)
@@ -176,7 +206,7 @@ def _copy(source: BinaryIO, target: BinaryIO, report: ReportProgress) -> None:
 
 def _check_header(header: list[str]) -> None:
     """Raise Malformed if the first line does not name the columns."""
-    rule = "it must contain userId and may contain name and email, separated by commas"
+    rule = "it must contain userId and may contain name, email and metadata, separated by commas"
     repeated = [name for name in header if header.count(name) > 1]
     unknown = [name for name in header if name not in COLUMNS]
     if repeated:
@@ -192,7 +222,8 @@ def _problem_of(row: Row) -> str | None:
         return "the number of fields differs from the header"
     if not is_identifier(row["userId"]):
         return f"the userId must have {ID_FORM}"
-    return check_name(row.get("name")) or check_email(row.get("email"))
+    problem = check_name(row.get("name")) or check_email(row.get("email"))
+    return problem or check_metadata(row.get("metadata"))
 
 
 def _repeated(digests: "array[int]") -> set[int]:

@@ -2,7 +2,8 @@
 
 The season of a partition ends in Redis by lua/turn.lua, which the api calls as well: it happens
 once, whoever calls it, so no lease is needed. A season is frozen when PostgreSQL has the end of it
-from every partition. Every process does both; a repeat changes nothing.
+from every partition, and revised when something of it is counted later. Every process does all of
+this; a repeat changes nothing.
 
 Invariant: a board whose season cannot be computed or whose partition is closed does not hold up
 the others.
@@ -20,7 +21,12 @@ from scoreboard.errors import (
     Uninitialised,
 )
 from scoreboard.ledger.pool import Connection, connect
-from scoreboard.ledger.seasons import freeze_season, select_seasons_to_freeze
+from scoreboard.ledger.seasons import (
+    freeze_season,
+    revise_season,
+    select_seasons_to_freeze,
+    select_seasons_to_revise,
+)
 from scoreboard.model import Board, Partition
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.settings import Settings
@@ -51,6 +57,9 @@ SESSION: Final = {
     "work_mem": "128MB",
     "jit": "off",
 }
+
+ACTOR: Final = "flusher"
+"""The actor of revisions in the audit log."""
 
 _FREEZING: Final = "freezing"
 _LIST: Final = "list"
@@ -210,4 +219,10 @@ class Seasons:
         for board, season in found:
             if await freeze_season(connection, board, season):
                 _log.info("season_frozen", board=board, season=season)
+        for board, season in await select_seasons_to_revise(connection, limit=FREEZE_MAX):
+            users = await revise_season(
+                connection, board, season, actor=ACTOR, reason="actions were counted later"
+            )
+            if users is not None:
+                _log.info("season_revised", board=board, season=season, users=users)
         return bool(found)

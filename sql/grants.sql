@@ -8,8 +8,8 @@ GRANT USAGE ON SCHEMA public TO scoreboard_api, scoreboard_flusher, scoreboard_o
 GRANT SELECT ON _yoyo_migration, schema_compatibility
     TO scoreboard_api, scoreboard_flusher, scoreboard_operator;
 
--- The names of ?names=true and the history of a user; no e-mail, no request ids.
-GRANT SELECT (id, external_id, name) ON users TO scoreboard_api;
+-- The names and metadata of ?names=true, and the history of a user; no e-mail, no request ids.
+GRANT SELECT (id, external_id, name, metadata) ON users TO scoreboard_api;
 GRANT SELECT (board, user_id, action_id, epoch, seq, delta, score_after, occurred_at) ON score_events
     TO scoreboard_api;
 -- The seasons of a board and their final standings.
@@ -20,8 +20,8 @@ GRANT SELECT (board, detached_at) ON ledger_partitions TO scoreboard_api;
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
     backups, bans, held_actions, seasons, season_turns, season_standings, ledger_partitions, score_sums
     TO scoreboard_flusher;
--- Whether a held action was released; not who decided it, and why.
-GRANT SELECT (id, refused_at, undoes) ON acts TO scoreboard_flusher;
+-- Whether a held action was released, and who was banned at the end of a season; not who decided it, and why.
+GRANT SELECT (id, at, board, user_id, kind, refused_at, undoes) ON acts TO scoreboard_flusher;
 GRANT SELECT (id, external_id), INSERT (id, external_id) ON users TO scoreboard_flusher;
 GRANT INSERT ON score_events, dead_events, held_actions, audit_log TO scoreboard_flusher;
 -- The number and the hash of a row that it has inserted; not the rows' content.
@@ -30,7 +30,9 @@ GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scorebo
 GRANT INSERT, UPDATE (epoch, seq, stream_id, clock, season) ON flush_state TO scoreboard_flusher;
 -- The ends of seasons and their final standings; open_season records a season.
 GRANT INSERT ON season_turns, season_standings TO scoreboard_flusher;
-GRANT UPDATE (frozen_at) ON seasons TO scoreboard_flusher;
+GRANT DELETE ON season_standings TO scoreboard_flusher;
+GRANT UPDATE (frozen_at, revisions, revised_at) ON seasons TO scoreboard_flusher;
+GRANT SELECT, UPDATE (done_at) ON season_revisions TO scoreboard_flusher;
 GRANT INSERT, UPDATE (corrected_at) ON rejected_events TO scoreboard_flusher;
 
 GRANT SELECT ON boards, users, actions, scores, score_events, flush_state, rejected_events,
@@ -44,11 +46,12 @@ GRANT UPDATE (refused_at) ON acts TO scoreboard_operator;
 -- The final standings of a season are computed again.
 GRANT UPDATE (revisions, revised_at) ON seasons TO scoreboard_operator;
 GRANT INSERT, DELETE ON season_standings TO scoreboard_operator;
+GRANT SELECT, INSERT, UPDATE (done_at) ON season_revisions TO scoreboard_operator;
 GRANT DELETE ON bans TO scoreboard_operator;
 GRANT INSERT, UPDATE (
     partitions, seen_seconds, seen_shards, is_public, state, points_per_action, points_per_window, window_s
 ) ON boards TO scoreboard_operator;
-GRANT INSERT, UPDATE (name, email) ON users TO scoreboard_operator;
+GRANT INSERT, UPDATE (name, email, metadata) ON users TO scoreboard_operator;
 GRANT INSERT, UPDATE (points, enabled, updated_at, scope, boards, needs_proof) ON actions
     TO scoreboard_operator;
 GRANT INSERT, UPDATE (score, actions, reached_at, last_seq) ON scores TO scoreboard_operator;

@@ -273,7 +273,20 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
             ],
         },
     ),
-    "readLeaderboard": (None, {"leaderboard": _ROWS, "total": 20417, "epoch": 3, "seq": 1042}),
+    "readLeaderboard": (
+        None,
+        {
+            "leaderboard": [
+                {**_ROWS[0], "name": "Alice", "metadata": {"team": "red"}},
+                *_ROWS[1:],
+            ],
+            "total": 20417,
+            "epoch": 3,
+            "seq": 1042,
+            "season": "2026-W48",
+            "endsAt": 1795993200000,
+        },
+    ),
     "readStanding": (
         None,
         _STANDING,
@@ -288,7 +301,18 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
     ),
     "readOwnStanding": (None, _STANDING),
     "readRankOfScore": (None, {"score": 145, "rank": 2, "equals": 0, **_POSITION}),
-    "readCutoff": (None, {"rank": 2, **_POSITION, "score": 140, "needed": 141}),
+    "readCutoff": (
+        None,
+        {
+            "rank": 2,
+            "total": 20417,
+            "epoch": 0,
+            "seq": 0,
+            "score": 140,
+            "needed": 141,
+            "season": "2026-W47",
+        },
+    ),
     "readHistory": (
         None,
         {

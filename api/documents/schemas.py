@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from msgspec.structs import astuple
 
 from scoreboard.health.checks import Check
@@ -201,6 +201,13 @@ class RankedUser(Struct, frozen=True, rename="camel", omit_defaults=True):
     user_id: UserId
     score: Annotated[int, Meta(ge=0)]
     name: Annotated[str | UnsetType, Meta(description="With `names=true`, if known.")] = UNSET
+    metadata: Annotated[
+        Raw | UnsetType,
+        Meta(
+            description="With `names=true`, if the operator has set any: at most 1 KiB.",
+            extra_json_schema={"type": "object"},
+        ),
+    ] = UNSET
 
 
 EndsAt = Annotated[

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final, Generic, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from api.documents.schemas import (
     CutoffReply,
@@ -30,6 +30,7 @@ from api.documents.schemas import (
 from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import BoardArchived, Fenced, Invalid, ScoreboardError, Uninitialised
+from scoreboard.ledger.users import PublicProfile
 from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Partition, Row, Rules, Window
 from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.telemetry import get_logger
@@ -343,18 +344,13 @@ class BoardReader:
         return (await self._read_window(board, 1, 0)).season.partition(":")[0]
 
     async def add_names(self, rows: tuple[Row, ...]) -> tuple[tuple[RankedUser, ...], str]:
-        """Add names; they change independently of ``seq``, so the ETag includes their checksum."""
-        names = await self._names.of([row.user_id for row in rows])
-        named = tuple(
-            RankedUser(
-                rank=row.rank,
-                user_id=row.user_id,
-                score=row.score,
-                name=names.get(row.user_id, UNSET),
-            )
-            for row in rows
-        )
-        return named, f"-{zlib.crc32(repr(sorted(names.items())).encode()):08x}"
+        """Add names and metadata.
+
+        They change independently of ``seq``, so the ETag includes their checksum.
+        """
+        profiles = await self._names.of([row.user_id for row in rows])
+        named = tuple(_named(row, profiles.get(row.user_id)) for row in rows)
+        return named, f"-{zlib.crc32(repr(sorted(profiles.items())).encode()):08x}"
 
 
 def placed(
@@ -370,6 +366,7 @@ def placed(
                 user_id=row.user_id,
                 score=row.score,
                 name=row.name,
+                metadata=row.metadata,
             )
             for place, row in enumerate(rows, 1)
         ),
@@ -410,6 +407,14 @@ def encode_page(
 ) -> Page:
     """Encode a reply. Its ETag is the position of the board, and ``mark`` for what else changes."""
     return Page(f'W/"{reply.epoch}-{reply.seq}{mark}"', _encode(reply))
+
+
+def _named(row: Row, profile: PublicProfile | None) -> RankedUser:
+    name = metadata = UNSET
+    if profile is not None:
+        name = profile.name or UNSET
+        metadata = Raw(profile.metadata) if profile.metadata else UNSET
+    return RankedUser(row.rank, row.user_id, row.score, name, metadata)
 
 
 def unnamed(rows: tuple[Row, ...]) -> tuple[RankedUser, ...]:

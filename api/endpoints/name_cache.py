@@ -1,4 +1,4 @@
-"""A bounded cache of users' names, read from PostgreSQL.
+"""A bounded cache of users' names and metadata, read from PostgreSQL.
 
 Invariants: one task queries PostgreSQL for all reads; a read waits at most a quarter of a second,
 few reads wait at once, and none waits for five seconds after a wait that timed out; names that are
@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from scoreboard.errors import DatabaseUnavailable
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.ledger.users import select_names
+from scoreboard.ledger.users import PublicProfile, select_public_profiles
 from scoreboard.runtime.telemetry import counter, get_logger
 
 NAMES_MAX: Final = 20_000
@@ -50,7 +50,7 @@ _log = get_logger(__name__)
 
 
 class _CachedName(Struct):
-    name: str | None
+    profile: PublicProfile | None
     expires_at_s: float
 
 
@@ -68,20 +68,20 @@ class NameCache:
         self._waiting = 0
         self._paused_until_s = 0.0
 
-    async def of(self, user_ids: Sequence[str]) -> dict[str, str]:
-        """Return the names of the users that have one."""
+    async def of(self, user_ids: Sequence[str]) -> dict[str, PublicProfile]:
+        """Return the names and metadata of the users that have one of them."""
         missing = self._missing(user_ids)
         if missing and self._pool is not None and not await self._wait_for(missing):
             _MISSED.inc()
-        names: dict[str, str] = {}
+        profiles: dict[str, PublicProfile] = {}
         oldest_s = time.monotonic() - (KEPT_S - FRESH_S)
         for user_id in user_ids:
             known = self._known.pop(user_id, None)
             if known is not None:
                 self._known[user_id] = known  # the most recently read are last
-                if known.name and known.expires_at_s > oldest_s:
-                    names[user_id] = known.name
-        return names
+                if known.profile is not None and known.expires_at_s > oldest_s:
+                    profiles[user_id] = known.profile
+        return profiles
 
     async def run(self) -> None:
         """Look up requested names until cancelled."""
@@ -138,7 +138,7 @@ class NameCache:
                 translate_errors(),
                 pool.connection() as connection,
             ):
-                found = await select_names(connection, user_ids)
+                found = await select_public_profiles(connection, user_ids)
         except (TimeoutError, DatabaseUnavailable, psycopg.Error) as error:
             _log.warning("names_unavailable", error=type(error).__name__)
             return False

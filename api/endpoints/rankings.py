@@ -99,7 +99,7 @@ class Rankings(Controller):
         ids: Annotated[str, QueryParameter(description="The users.")],
         board: Board = None,  # noqa: ARG002 (the guard has found it)
         names: Annotated[
-            bool, QueryParameter(description="Include users' names, if known.")
+            bool, QueryParameter(description="Include users' names and metadata, if known.")
         ] = False,
         season: Season = None,
     ) -> Response[StandingsReply]:

@@ -258,7 +258,7 @@ class Scores(Controller):
             int, QueryParameter(ge=0, le=SCORE_MAX, description="Number of rows to skip.")
         ] = 0,
         names: Annotated[
-            bool, QueryParameter(description="Include users' names, if known.")
+            bool, QueryParameter(description="Include users' names and metadata, if known.")
         ] = False,
         season: Season = None,
     ) -> Response[LeaderboardReply]:

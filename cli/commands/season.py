@@ -20,7 +20,6 @@ from cli.target import (
     yes_option,
 )
 from scoreboard.errors import OperatorMistake, UnknownSeason
-from scoreboard.ledger.audit import audited
 from scoreboard.ledger.exports import require_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.seasons import (
@@ -153,8 +152,8 @@ async def _top(
 def revise(*, name: str, season_id: str, reason: str, yes: bool, data_dir: Path) -> None:
     """Compute the final standings of SEASON of board NAME again, from its scores.
 
-    Use it if `verify` reports that they differ. `dead apply` does it by itself. Users who were
-    banned when the season ended stay out.
+    Use it if `verify` reports that they differ. After `dead apply` the flusher does it by itself.
+    Users who were banned when the season ended stay out.
 
     \b
     Example:
@@ -171,10 +170,9 @@ async def _revise(settings: Settings, name: str, season_id: str, reason: str) ->
     async with open_database(settings, statement_timeout="0") as connection:
         await require_schema(connection)
         await require_board(connection, name)
-        async with audited(connection) as trail:
-            users = await revise_season(
-                connection, trail, name, season_id, actor=operator_name(), reason=reason
-            )
+        users = await revise_season(
+            connection, name, season_id, actor=operator_name(), reason=reason, is_forced=True
+        )
         if users is None:
             raise UnknownSeason(f"Board {name} has no final season {season_id}")
         return users

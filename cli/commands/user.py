@@ -28,7 +28,13 @@ from cli.target import (
     operator_name,
     yes_option,
 )
-from cli.user_csv import check_email, check_name, open_user_file
+from cli.user_csv import (
+    check_email,
+    check_metadata,
+    check_name,
+    compact_metadata,
+    open_user_file,
+)
 from scoreboard.errors import Invalid, Uninitialised, UnknownUser
 from scoreboard.ledger.acts import select_bans_of
 from scoreboard.ledger.audit import audited
@@ -36,6 +42,7 @@ from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.seasons import current_scores
 from scoreboard.ledger.users import (
+    PERSONAL,
     Imported,
     Profile,
     User,
@@ -52,7 +59,7 @@ from scoreboard.runtime.settings import Settings
 REMAINS: Final = (
     "the user id, scores, ledger and audit log, under the user id",
     "names in backups, WAL archives and files of imports, until you delete them",
-    "the name in api processes for a minute, or ten while PostgreSQL is unreachable",
+    "name and metadata in api processes for a minute, or ten while PostgreSQL is unreachable",
 )
 """What an erasure leaves; docs/how-to/data-protection.md explains each."""
 
@@ -86,6 +93,7 @@ def show(*, user_id: str, board: str | None, as_json: bool, data_dir: Path) -> N
         "userId": user_id,
         "name": known.name if known else None,
         "email": known.email if known else None,
+        "metadata": known.metadata if known else None,
         "board": board,
         "rank": standing.rank if standing else None,
         "score": standing.score if standing else None,
@@ -128,9 +136,14 @@ async def _show(
 @click.argument("user_id", type=USER_ID)
 @click.option("--name", help="Display name.")
 @click.option("--email", help="E-mail address.")
+@click.option("--metadata", help="JSON object of at most 1024 bytes, such as "
+              "'{\"team\": \"red\"}', which readers of boards see beside the name; '{}' removes "
+              "it.")  # fmt: skip
 @data_dir_option
-def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Path) -> None:
-    """Set the name or the e-mail address of USER_ID.
+def set_user(
+    *, user_id: str, name: str | None, email: str | None, metadata: str | None, data_dir: Path
+) -> None:
+    """Set the name, the e-mail address or the metadata of USER_ID.
 
     A user who does not exist is created. A field that is not given does not change.
 
@@ -138,12 +151,13 @@ def set_user(*, user_id: str, name: str | None, email: str | None, data_dir: Pat
     Example:
       scoreboard user set alice --name Alice --email alice@example.org
     """  # noqa: D301
-    if name is None and email is None:
-        raise click.UsageError("Give --name, --email or both")
-    problem = check_name(name) or check_email(email)
+    if name is None and email is None and metadata is None:
+        raise click.UsageError("Give --name, --email or --metadata")
+    problem = check_name(name) or check_email(email) or check_metadata(metadata)
     if problem:
         raise Invalid(problem)
-    profile = Profile(user_id, name, email)
+    compact = None if metadata is None else compact_metadata(metadata or "{}")
+    profile = Profile(user_id, name, email, compact)
     fields = asyncio.run(_set(load_settings_to_change(data_dir), profile))
     print_message(f"User {user_id}: {' and '.join(fields)} set")
 
@@ -196,7 +210,7 @@ def _change_ban(request: BanChange, choice: Choice, *, all_boards: bool) -> None
 
 async def _set(settings: Settings, profile: Profile) -> list[str]:
     """Write the given fields of a user and return their names."""
-    fields = [name for name in ("name", "email") if getattr(profile, name) is not None]
+    fields = [name for name in PERSONAL if getattr(profile, name) is not None]
     async with open_database(settings) as connection, audited(connection) as trail:
         await upsert_user(connection, profile)
         await trail.insert(
@@ -215,7 +229,7 @@ async def _set(settings: Settings, profile: Profile) -> list[str]:
 )
 @data_dir_option
 def import_(*, file: Path, data_dir: Path) -> None:
-    """Import users from a CSV FILE with the columns userId, name and email.
+    """Import users from a CSV FILE with the columns userId, name, email and metadata.
 
     FILE is a comma-separated UTF-8 file, a pipe, or - for stdin. Every line is checked before any
     is written, and all are written in one transaction. An empty field does not change the user.
@@ -258,7 +272,7 @@ async def _import(settings: Settings, users: Iterator[Profile]) -> Imported:
 @json_option
 @data_dir_option
 def erase(*, user_id: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Path) -> None:
-    """Erase the name and the e-mail address of USER_ID.
+    """Erase the name, the e-mail address and the metadata of USER_ID.
 
     Scores and ledger stay under the user id, which must therefore be a pseudonym. Imports leave an
     erased user out; `user set` can set a name again. The command can be repeated.
@@ -270,7 +284,7 @@ def erase(*, user_id: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Pa
     """  # noqa: D301
     settings = load_settings_to_change(data_dir, needs=(DATABASE_URL,))
     if not (yes or dry_run):
-        confirm(f"Erase the name and the e-mail address of {user_id}?")
+        confirm(f"Erase the name, the e-mail address and the metadata of {user_id}?")
     done = asyncio.run(_erase(settings, user_id, is_dry=dry_run))
     if as_json:
         print_json(done)
@@ -280,7 +294,7 @@ def erase(*, user_id: str, dry_run: bool, yes: bool, as_json: bool, data_dir: Pa
     if fields:
         print_message(f"User {user_id}: {fields} {verb}")
     else:
-        print_message(f"User {user_id} has no name and no e-mail address")
+        print_message(f"User {user_id} has no name, no e-mail address and no metadata")
     if "@" in user_id:
         print_message("The user id itself may be an e-mail address: it cannot be erased")
     print_message("\n".join(["What remains:", *(f"- {line}" for line in REMAINS)]))

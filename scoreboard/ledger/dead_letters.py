@@ -4,8 +4,8 @@ Operators list, apply and discard them. Until then their actions are counted in 
 PostgreSQL, which verify, repair, reseed and the flusher take into account. Invariants: an entry is
 resolved once, in one transaction with its rows and its audit record; the ledger's key decides
 whether an applied action counts; if Redis may then differ from the expected score, a row of
-rejected_events makes the flusher correct it, also after a crash; an action of a season whose
-standings are frozen is counted together with a revision of them.
+rejected_events makes the flusher correct it, also after a crash; an action of a season that has
+ended asks for a revision of its standings, in the same transaction.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from scoreboard.ledger.audit import AuditTrail, audited
 from scoreboard.ledger.held import insert_held
 from scoreboard.ledger.pool import Connection, describe, translate_errors
 from scoreboard.ledger.positions import lock_partitions, lock_position_shared
-from scoreboard.ledger.seasons import lock_season, open_season, revise_season
+from scoreboard.ledger.seasons import ask_revision, open_season
 from scoreboard.ledger.users import ensure_user
 from scoreboard.model import (
     POINTS_MAX,
@@ -284,10 +284,6 @@ async def apply(
         store = _hold if entry.is_held else _count
         try:
             async with connection.transaction():
-                is_final = bool(action.season) and not entry.is_held
-                if is_final:
-                    await _ensure_season(connection, board, entry, action)
-                    is_final = await lock_season(connection, board.name, action.season)
                 outcome = await store(connection, board, entry, action)
         except (psycopg.DataError, psycopg.IntegrityError) as error:
             return _result(
@@ -295,13 +291,11 @@ async def apply(
             )
         if outcome == "applied":
             detail = "held" if entry.is_held else "counted"
-            if is_final:
-                why = f"dead letter {entry_id} was applied"
-                season_id = action.season
-                await revise_season(
-                    connection, trail, board.name, season_id, actor=actor, reason=why
-                )
-                detail = f"counted, and the final standings of {season_id} revised"
+            # The partition's position is locked: it cannot leave the season meanwhile.
+            if not entry.is_held and action.season != season_id_of(season):
+                why = f"dead letter {entry_id} was applied by {actor}"
+                await ask_revision(connection, board.name, action.season, why)
+                detail = f"counted; the final standings of {action.season} will be revised"
         else:
             detail = "the ledger already has this action, or it is held"
         done = _result(entry, action, outcome, detail)
@@ -366,6 +360,8 @@ async def _count(connection: Connection, board: Board, entry: Entry, action: _Ac
     row = _row(board, entry, action)
     await _lock_home(connection, board, row["home"], entry)
     await ensure_user(connection, action.user_id)
+    if action.season:
+        await _ensure_season(connection, board, entry, action)
     cursor = await connection.execute(_COUNT_DEAD, row)
     is_new = bool((await cursor.fetchone() or (0,))[0])
     if not is_new:

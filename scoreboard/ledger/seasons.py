@@ -3,7 +3,8 @@
 A season is recorded before anything of it is counted. Its scores have a name of their own in the
 table ``scores``; the ledger has the season of each action, and its key spans all seasons. The
 standings are frozen once, when every partition has committed the end of the season; only a
-revision, which an operator's command records in the audit log, computes them again. The caller owns
+revision computes them again, which what is counted in the season later asks for, and which is
+recorded in the audit log. The caller owns
 the connection and its transaction. Each constant has the name of its query file; a test compares
 the two sets.
 """
@@ -15,7 +16,7 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.errors import UnknownSeason
-from scoreboard.ledger.audit import AuditTrail
+from scoreboard.ledger.audit import audited
 from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import Board, Row, is_season_id, scores_name
 from scoreboard.runtime import resources
@@ -31,7 +32,8 @@ _SELECT_STANDINGS: Final = resources.query("select_season_standings")
 _SELECT_STANDING: Final = resources.query("select_season_standing")
 _SELECT_STANDINGS_OF: Final = resources.query("select_season_standings_of")
 _SELECT_SCORE_RANK: Final = resources.query("select_season_score_rank")
-_LOCK_SEASON: Final = resources.query("lock_season")
+_ASK_REVISION: Final = resources.query("ask_season_revision")
+_SELECT_TO_REVISE: Final = resources.query("select_seasons_to_revise")
 _REVISE: Final = resources.query("revise_season")
 
 WINNERS: Final = 3
@@ -120,34 +122,53 @@ async def freeze_season(connection: Connection, board: str, season: str) -> bool
     return bool(row and row[0])
 
 
-async def revise_season(
-    connection: Connection, trail: AuditTrail, board: str, season: str, *, actor: str, reason: str
-) -> int | None:
-    """Compute the final standings of a season again from its scores, with a row in the audit log.
+async def ask_revision(connection: Connection, board: str, season: str, reason: str) -> None:
+    """Ask for a revision of a season, in the transaction that changes its scores.
 
-    Returns the number of users; None, and changes nothing, if the season is not frozen. Users who
-    were banned when it was frozen stay out. Run it in the transaction of ``trail``.
-
-    Raises DatabaseUnavailable.
-    """
-    parameters = {"board": board, "season": season, "name": scores_name(board, season)}
-    async with translate_errors():
-        row = await (await connection.execute(_REVISE, parameters)).fetchone()
-    if row is None:
-        return None
-    detail = {"season": season, "users": row[0], "reason": reason}
-    await trail.insert(actor=actor, action="season revise", board=board, detail=detail)
-    return int(row[0])
-
-
-async def lock_season(connection: Connection, board: str, season: str) -> bool:
-    """Lock a season against its freeze until the transaction ends; return whether it is frozen.
+    It waits for nothing; a season that is not frozen yet needs none when it is.
 
     Raises psycopg.Error, which the caller translates.
     """
-    parameters = {"board": board, "season": season}
-    row = await (await connection.execute(_LOCK_SEASON, parameters)).fetchone()
-    return bool(row and row[0])
+    parameters = {"board": board, "season": season, "reason": reason}
+    await connection.execute(_ASK_REVISION, parameters)
+
+
+async def select_seasons_to_revise(connection: Connection, *, limit: int) -> list[tuple[str, str]]:
+    """List (board, season) that are frozen and for which a revision was asked.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        rows = await (await connection.execute(_SELECT_TO_REVISE, {"limit": limit})).fetchall()
+    return [(str(board), str(season)) for board, season in rows]
+
+
+async def revise_season(
+    connection: Connection,
+    board: str,
+    season: str,
+    *,
+    actor: str,
+    reason: str,
+    is_forced: bool = False,
+) -> int | None:
+    """Compute the final standings of a season again from its scores, with a row in the audit log.
+
+    Returns the number of users; None, and changes nothing, if the season is not frozen or, unless
+    ``is_forced``, nobody asked for it. Users who were banned when it was frozen stay out.
+    ``connection`` is in autocommit. It takes seconds for a large season, and blocks no commit.
+
+    Raises DatabaseUnavailable.
+    """
+    place = {"board": board, "season": season}
+    parameters = {**place, "name": scores_name(board, season), "is_forced": is_forced}
+    async with audited(connection) as trail:
+        row = await (await connection.execute(_REVISE, parameters)).fetchone()
+        if row is None:
+            return None
+        detail = {"season": season, "users": row[0], "reason": reason}
+        await trail.insert(actor=actor, action="season revise", board=board, detail=detail)
+    return int(row[0])
 
 
 async def select_seasons(

@@ -1,4 +1,4 @@
-"""Users in PostgreSQL: ids, names and e-mail addresses.
+"""Users in PostgreSQL: ids, names, e-mail addresses and metadata.
 
 The caller owns the connection and its transaction. Each constant has the name of its query file; a
 test compares the two sets.
@@ -17,7 +17,7 @@ from scoreboard.ledger.pool import Connection, translate_errors
 from scoreboard.model import user_uuid
 from scoreboard.runtime import resources
 
-_SELECT_NAMES: Final = resources.query("select_names")
+_SELECT_PROFILES: Final = resources.query("select_public_profiles")
 _SELECT_USER: Final = resources.query("select_user")
 _SEARCH_USERS: Final = resources.query("search_users")
 _SELECT_USER_BOARDS: Final = resources.query("select_user_boards")
@@ -34,12 +34,20 @@ _ERASE_USER: Final = resources.query("erase_user")
 _SELECT_ERASURE: Final = resources.query("select_erasure")
 
 
+PERSONAL: Final = ("name", "email", "metadata")
+"""The attributes of a user that an operator sets and an erasure removes."""
+
+METADATA_BYTES: Final = 1024
+"""Longest metadata of a user, as compact JSON in UTF-8."""
+
+
 class User(Struct, frozen=True, kw_only=True):
     """A user and its score on a board (None: no score)."""
 
     id: UUID
     name: str | None
     email: str | None
+    metadata: str | None
     created_at: datetime
     score: int | None
     actions: int | None
@@ -47,11 +55,22 @@ class User(Struct, frozen=True, kw_only=True):
 
 
 class Profile(Struct, frozen=True):
-    """The attributes of a user that an operator sets; None leaves one unchanged."""
+    """The attributes of a user that an operator sets; None leaves one unchanged.
+
+    ``metadata`` is the text of a JSON object of at most ``METADATA_BYTES``; ``{}`` is none.
+    """
 
     user_id: str
     name: str | None = None
     email: str | None = None
+    metadata: str | None = None
+
+
+class PublicProfile(Struct, frozen=True):
+    """What readers of a board see of a user; None: not known. ``metadata`` is a JSON object."""
+
+    name: str | None
+    metadata: str | None
 
 
 class UserOnBoard(Struct, frozen=True):
@@ -112,15 +131,17 @@ async def select_user_seasons(
     return [UserInSeason(*row) for row in rows]
 
 
-async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, str]:
-    """Read the names of users; users without a name are left out.
+async def select_public_profiles(
+    connection: Connection, user_ids: Sequence[str]
+) -> dict[str, PublicProfile]:
+    """Read the names and metadata of users; users without both are left out.
 
     Raises DatabaseUnavailable.
     """
     async with translate_errors():
         parameters = {"user_ids": list(user_ids)}
-        rows = await (await connection.execute(_SELECT_NAMES, parameters)).fetchall()
-    return dict(rows)
+        rows = await (await connection.execute(_SELECT_PROFILES, parameters)).fetchall()
+    return {user_id: PublicProfile(name, metadata) for user_id, name, metadata in rows}
 
 
 async def select_user(connection: Connection, user_id: str, *, scores: str) -> User:
@@ -175,7 +196,8 @@ async def import_users(connection: Connection, profiles: Iterable[Profile]) -> I
         async with connection.cursor() as cursor:
             async with cursor.copy(_COPY_USER_IMPORT) as copy:
                 for one in profiles:
-                    await copy.write_row((user_uuid(one.user_id), one.user_id, one.name, one.email))
+                    fields = (one.user_id, one.name, one.email, one.metadata)
+                    await copy.write_row((user_uuid(one.user_id), *fields))
             await cursor.execute(_DELETE_ERASED_IMPORTS)
             erased = cursor.rowcount
             await cursor.execute(_ENSURE_IMPORTED_USERS)
@@ -185,7 +207,7 @@ async def import_users(connection: Connection, profiles: Iterable[Profile]) -> I
 
 
 async def erase_user(connection: Connection, user_id: str) -> list[str]:
-    """Erase the name and the e-mail address of a user; return which of them it had.
+    """Erase the name, the e-mail address and the metadata of a user; return which of them it had.
 
     The row stays: scores and ledger refer to it. Run it in a transaction.
 
@@ -195,7 +217,7 @@ async def erase_user(connection: Connection, user_id: str) -> list[str]:
         row = await (await connection.execute(_ERASE_USER, {"user_id": user_id})).fetchone()
     if row is None:
         raise UnknownUser(f"User {user_id} does not exist")
-    return [name for name, is_held in zip(("name", "email"), row, strict=False) if is_held]
+    return [name for name, is_held in zip(PERSONAL, row, strict=False) if is_held]
 
 
 async def select_erasure(connection: Connection, user_id: str) -> datetime | None:

@@ -7,3 +7,14 @@ ALTER TABLE held_actions ADD COLUMN IF NOT EXISTS season TEXT;
 ALTER TABLE seasons
     ADD COLUMN IF NOT EXISTS revisions INT NOT NULL DEFAULT 0,
     ADD COLUMN IF NOT EXISTS revised_at TIMESTAMPTZ;
+-- Actions that were counted in a season after its end: its standings are computed again. A row is written with that of
+-- the ledger, and needs no lock, so that neither waits for a season of millions of users.
+CREATE TABLE IF NOT EXISTS season_revisions (
+    id       BIGINT      GENERATED ALWAYS AS IDENTITY CONSTRAINT season_revisions_pk PRIMARY KEY,
+    board    TEXT        NOT NULL,
+    season   TEXT        NOT NULL,
+    reason   TEXT        NOT NULL,
+    asked_at TIMESTAMPTZ NOT NULL DEFAULT now(),
+    done_at  TIMESTAMPTZ
+);
+CREATE INDEX IF NOT EXISTS season_revisions_open ON season_revisions (board, season) WHERE done_at IS NULL;

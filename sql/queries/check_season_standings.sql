@@ -1,10 +1,15 @@
 -- List users whose final standing is not the one that follows from the scores of the season. NULL: no standing.
--- Index: season_standings_pk and scores_pk for each season, season_standings_user, acts_user, then a sort
--- Who was banned when the season was frozen has none.
+-- Index: season_revisions_open, season_standings_pk and scores_pk for each season, season_standings_user, acts_user, then a sort
+-- Who was banned when the season was frozen has none. A season that is to be revised is left out for ten minutes.
 WITH frozen AS (
     SELECT f.board, f.season, f.frozen_at, f.board || '@' || f.season AS name, b.score_order
     FROM seasons f JOIN boards b ON b.board = f.board
     WHERE f.board = %(board)s AND f.frozen_at IS NOT NULL AND (%(season)s::TEXT IS NULL OR f.season = %(season)s)
+      AND NOT EXISTS (
+          SELECT FROM season_revisions r
+          WHERE r.board = f.board AND r.season = f.season AND r.done_at IS NULL
+            AND r.asked_at > now() - INTERVAL '10 minutes'
+      )
 ), due AS (
     SELECT f.season, s.user_id, s.score,
            row_number() OVER (

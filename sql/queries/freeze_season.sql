@@ -1,5 +1,5 @@
 -- Freeze the standings of a season: best score first, then first to reach it; without banned users. Return 1 if it was not frozen.
--- Index: seasons_pk; scores_pk for the season, bans_pk, then a sort: once for each season
+-- Index: seasons_pk; season_revisions_open, scores_pk for the season, bans_pk, then a sort: once for each season
 WITH due AS (
     UPDATE seasons SET frozen_at = now()
     WHERE (board, season) IN (
@@ -8,6 +8,9 @@ WITH due AS (
         FOR UPDATE SKIP LOCKED -- another process freezes it
     )
     RETURNING board, season
+), asked AS ( -- what asked for a revision before is in the scores
+    UPDATE season_revisions r SET done_at = now() FROM due d
+    WHERE r.board = d.board AND r.season = d.season AND r.done_at IS NULL
 ), ranked AS (
     INSERT INTO season_standings (board, season, rank, user_id, score)
     SELECT d.board, d.season,

@@ -1,10 +1,19 @@
 -- Compute the standings of a frozen season again from its scores; return how many users they have, nothing if it is not frozen.
--- Index: seasons_pk, season_standings_pk, scores_pk for the season, acts_user for each user who was not in them, then a sort
+-- Index: season_revisions_open, seasons_pk, season_standings_pk, scores_pk for the season, acts_user for each user who was not in them, then a sort
 -- Users who were banned when it was frozen stay out. The rows are deleted before the first is inserted, because the order
 -- of all of them is computed from what was deleted.
-WITH due AS (
+WITH asked AS (
+    UPDATE season_revisions SET done_at = now()
+    WHERE id IN (
+        SELECT id FROM season_revisions
+        WHERE board = %(board)s AND season = %(season)s AND done_at IS NULL
+        FOR UPDATE SKIP LOCKED -- another process revises it
+    )
+    RETURNING id
+), due AS (
     UPDATE seasons SET revisions = revisions + 1, revised_at = now()
     WHERE board = %(board)s AND season = %(season)s AND frozen_at IS NOT NULL
+      AND (%(is_forced)s::BOOLEAN OR EXISTS (SELECT FROM asked))
     RETURNING board, season, frozen_at
 ), removed AS (
     DELETE FROM season_standings t USING due d

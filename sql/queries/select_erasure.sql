@@ -1,4 +1,4 @@
--- Return when a user was last erased; NULL if never, or if its name or e-mail address was set since.
+-- Return when a user was last erased; NULL if never, or if `user set` was used since.
 -- Index: none, one pass over the audit log
 SELECT max(at) FILTER (WHERE action = 'user erase')
 FROM audit_log

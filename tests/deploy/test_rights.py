@@ -286,8 +286,10 @@ def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: De
         ("api", "select_season_score_rank", {"score": 1, "is_lowest_best": False}),
         ("operator", "select_seasons", {"limit": 9, "before": None}),
         ("operator", "select_newest_season", {}),
-        ("operator", "lock_season", {}),
-        ("operator", "revise_season", {}),
+        ("operator", "ask_season_revision", {"reason": "test"}),
+        ("flusher", "select_seasons_to_revise", {"limit": 9}),
+        ("flusher", "revise_season", {"is_forced": False}),
+        ("operator", "revise_season", {"is_forced": True}),
         ("flusher", "count_held_actions", {}),
     ]
     for role, query, more in steps:
@@ -295,7 +297,7 @@ def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: De
             connection.execute(resources.query(query), {**row, **more})
     frozen = "SELECT count(*) FROM seasons WHERE board = 'league' AND frozen_at IS NOT NULL"
     assert deployed.owner.execute(frozen).fetchone() == (1,)
-    assert deployed.owner.execute("SELECT max(revisions) FROM seasons").fetchone() == (1,)
+    assert deployed.owner.execute("SELECT max(revisions) FROM seasons").fetchone() == (2,)
 
 
 def test_a_detached_ledger_is_read_and_verified_with_the_rights_of_the_services(

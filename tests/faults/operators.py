@@ -117,7 +117,7 @@ class Operator:
                 return WindowVoid(user, since, now)
             case 7:
                 held = await self._column("SELECT id FROM held_actions ORDER BY random() LIMIT 1")
-                return Release(int(held[0]) if held else 1)
+                return Release(int(held[0]) if held else 1, self._random.random() < 0.5)
             case _:
                 acts = await self._column("SELECT id FROM acts ORDER BY at DESC LIMIT 20")
                 return Undo(self._random.choice(acts) if acts else "none")

@@ -53,6 +53,45 @@ async def test_the_ranking_includes_names_on_request(
     assert all("name" not in row for row in plain)
 
 
+async def test_metadata_is_returned_with_the_names(
+    start_api: StartApi, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_cache, "FRESH_S", 0.001)
+    name_users(database_url, alice="Alice", bob="Bob")
+    client = await start_api(database_url=database_url)
+
+    def set_metadata(user: str, metadata: str | None) -> None:
+        with psycopg.connect(database_url) as connection:
+            connection.execute(
+                "UPDATE users SET metadata = %s WHERE external_id = %s", (metadata, user)
+            )
+
+    async def read(path: str = LEADERBOARD_PATH, **params: str) -> httpx.Response:
+        answer = await client.get(path, params={"names": "true", **params})
+        assert answer.status_code == 200
+        return answer
+
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE users SET name = NULL WHERE external_id = 'bob'")
+    for user in ("alice", "bob", "carol"):
+        await client.update(user)
+    set_metadata("alice", "{}")
+    set_metadata("bob", '{"team":"red","level":1e300}')
+    first = await read()
+    alice, bob, carol = first.json()["leaderboard"]
+    assert (alice["name"], "metadata" in alice) == ("Alice", False)
+    assert ("name" in bob, bob["metadata"]) == (False, {"team": "red", "level": 1e300})
+    assert carol.keys() == {"rank", "userId", "score"}
+    friends = (await read("/api/scores/users", ids="bob,alice")).json()["users"]
+    assert [row.get("metadata") for row in friends] == [None, bob["metadata"]]
+    plain = (await client.get(LEADERBOARD_PATH)).json()["leaderboard"]
+    assert all("metadata" not in row for row in plain)
+    set_metadata("bob", '{"team":"blue"}')
+    second = await read()
+    assert second.json()["leaderboard"][1]["metadata"] == {"team": "blue"}
+    assert first.headers["etag"] != second.headers["etag"]
+
+
 def test_the_times_after_an_erasure_are_documented() -> None:
     text = (ROOT / "docs/how-to/data-protection.md").read_text()
     fresh, kept = name_cache.FRESH_S, name_cache.KEPT_S / 60

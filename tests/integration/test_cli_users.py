@@ -1,9 +1,12 @@
 """`scoreboard user`: shown from both stores, set, and imported atomically."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import psycopg
@@ -52,7 +55,7 @@ def test_user_set_without_a_field_is_a_usage_error(command: Run, database_url: s
     done = command("user", "set", "alice")
 
     assert done.code == 2
-    assert "Give --name, --email or both" in done.err
+    assert "Give --name, --email or --metadata" in done.err
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM users").fetchone() == (0,)
 
@@ -68,6 +71,77 @@ def test_invalid_ids_and_emails_are_rejected(command: Run) -> None:
         assert command("user", "show", wrong).code == 5
     assert command("user", "set", "a b", "--name", "x").code == 5
     assert command("user", "set", "alice", "--email", "unknown").code == 5
+
+
+def test_metadata_is_a_small_object_and_is_set_compactly(command: Run, database_url: str) -> None:
+    write_history(database_url, [Counted("alice", "a", 5, time.time())])
+    assert command("reseed").code == 0
+    given = '{ "team": "red", "level": 1e300, "team": "blue", "flag": "\\u0000ü" }'
+    assert command("user", "set", "alice", "--metadata", given).err.endswith("metadata set\n")
+    compact = '{"team":"blue","level":1e300,"flag":"\\u0000ü"}'
+    assert metadata_of(database_url, "alice") == compact
+    assert json.loads(command("user", "show", "alice", "--json").out)["metadata"] == compact
+    assert command("user", "set", "alice", "--name", "Alice").code == 0
+    assert metadata_of(database_url, "alice") == compact, "a field that is not given stays"
+    longest = json.dumps({"x": "ü" * 508}, ensure_ascii=False, separators=(",", ":"))
+    assert len(longest.encode()) == 1024
+    assert command("user", "set", "alice", "--metadata", longest).code == 0
+    for wrong in (
+        *("[]", "1", "null", '"x"', "{", "{'a': 1}", '{"a": NaN}'),
+        longest.replace("}", ' ,"y":1}'),
+        '{"x": "\u2028"}',
+    ):
+        assert command("user", "set", "alice", "--metadata", wrong).code == 5, wrong
+    assert metadata_of(database_url, "alice") == longest
+    assert command("user", "set", "alice", "--metadata", "{}").code == 0
+    assert metadata_of(database_url, "alice") == "{}"
+
+
+def metadata_of(database_url: str, user: str) -> str | None:
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT metadata FROM users WHERE external_id = %s", [user])
+        [(found,)] = row.fetchall()
+    return found
+
+
+def test_metadata_is_imported_exported_and_erased(
+    command: Run, database_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "users.csv"
+    file.write_text('userId,metadata\nalice,"{""team"": ""red""}"\nbob,\ncarol,{}\n')
+    assert command("user", "import", str(file)).code == 0
+    assert metadata_of(database_url, "alice") == '{"team":"red"}'
+    assert metadata_of(database_url, "bob") is None
+    file.write_text("userId,name,metadata\nalice,Alice,\n")
+    assert command("user", "import", str(file)).code == 0
+    assert metadata_of(database_url, "alice") == '{"team":"red"}', "an empty field changes nothing"
+    file.write_text("userId,metadata\nalice,[]\n")
+    refused = command("user", "import", str(file))
+    assert (refused.code, "line 2: the metadata is not a JSON object" in refused.err) == (5, True)
+
+    archive = tmp_path / "alice.zip"
+    assert command("export", "user", "alice", "--output", str(archive)).code == 0
+    with zipfile.ZipFile(archive) as opened:
+        [row] = csv.DictReader(io.TextIOWrapper(opened.open("profile.csv"), newline=""))
+    assert row["metadata"] == '{"team":"red"}'
+
+    erased = json.loads(command("user", "erase", "alice", "--yes", "--json").out)
+    assert erased["erased"] == ["name", "metadata"]
+    assert metadata_of(database_url, "alice") is None
+    assert json.loads(command("user", "erase", "carol", "--yes", "--json").out)["erased"] == []
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("SELECT audit_log::TEXT FROM audit_log").fetchall()
+    assert not any("red" in text for (text,) in rows)
+    file.write_text('userId,metadata\nalice,"{""team"": ""red""}"\n')
+    assert "1 users were left out" in command("user", "import", str(file)).err
+
+
+def test_metadata_that_is_no_object_is_refused_by_the_database(database_url: str) -> None:
+    """Replies contain it as it is stored."""
+    insert = "INSERT INTO users (id, external_id, metadata) VALUES (gen_random_uuid(), 'a', %s)"
+    for wrong in ("[]", "{", "1", '{"x": "' + "x" * 1024 + '"}'):
+        with psycopg.connect(database_url) as connection, pytest.raises(psycopg.Error):
+            connection.execute(insert, [wrong])
 
 
 def test_an_import_keeps_values_for_which_the_file_is_empty(

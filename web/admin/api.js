@@ -33,7 +33,7 @@
  *   processes: ProcessHealth[]}} Health
  * @typedef {{id: number, board: string, userId: string, actionId: string, delta: number,
  *   limit: "action" | "window", occurredAt: string, state: string, act: string | null,
- *   voidedBy: string | null, voidedReason: string | null}} HeldAction
+ *   voidedBy: string | null, voidedReason: string | null, season: string | null}} HeldAction
  * @typedef {{id: string, startsAt: number, endsAt: number, state: "open" | "final", users: number,
  *   winners: TopRow[]}} Season
  */

@@ -105,7 +105,7 @@ function cellsOf(context, one) {
         make("input", { type: "checkbox", value: one.id, "aria-label": `Select ${what}` }), when)
       : when,
     link(context.addressOf("players", one.userId, one.board), identifier(one.userId)),
-    one.board,
+    one.season === null ? one.board : `${one.board}, ${one.season}`,
     identifier(one.actionId),
     formatDelta(one.delta),
     LIMITS[one.limit] ?? one.limit,

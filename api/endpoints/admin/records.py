@@ -56,7 +56,7 @@ from scoreboard.ledger.dead_letters import count_dead_letters
 from scoreboard.ledger.held import HeldAction, HeldFilter, HeldState, select_held
 from scoreboard.ledger.users import (
     search_users,
-    select_names,
+    select_public_profiles,
     select_user_boards,
     select_user_seasons,
 )
@@ -129,15 +129,17 @@ class Records(Controller):
         """Read a user."""
         async with sessions_of(request).open() as session:
             found = await select_user_boards(session.connection, user_id, limit=BOARDS_MAX)
-            names = await select_names(session.connection, [user_id])
+            profiles = await select_public_profiles(session.connection, [user_id])
             ended = await select_user_seasons(session.connection, user_id, limit=SEASONS_MAX)
             boards = [
                 await _place(session, user_id, one.board, one.score, one.banned_by) for one in found
             ]
-        if not boards and not ended and user_id not in names:
+        profile = profiles.get(user_id)
+        if not boards and not ended and profile is None:
             raise UnknownUser(f"User {user_id} has no score and no name")
         seasons = tuple(UserSeason(one.board, one.season, one.score, one.rank) for one in ended)
-        reply = UserReply(user_id, names.get(user_id), tuple(boards), seasons)
+        name = profile.name if profile else None
+        reply = UserReply(user_id, name, tuple(boards), seasons)
         return Response(reply, headers=HEADERS)
 
     @get(
