@@ -211,9 +211,10 @@ class ActRow(Struct, frozen=True, rename="camel"):
 
 
 class ActsReply(Struct, frozen=True):
-    """Acts, latest first."""
+    """A page of acts, latest first."""
 
     acts: tuple[ActRow, ...]
+    next: Annotated[ActId | None, Meta(description="`before` of the next page; null on the last.")]
 
 
 class HeldRow(Struct, frozen=True, rename="camel"):

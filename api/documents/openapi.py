@@ -369,7 +369,8 @@ _EXAMPLES: Final[dict[str, tuple[Any, Any]]] = {
                     "undoneBy": None,
                     "state": "applied",
                 }
-            ]
+            ],
+            "next": None,
         },
     ),
     "searchUsers": (None, {"users": [{"userId": "auth0|64f1", "name": "Alice"}]}),

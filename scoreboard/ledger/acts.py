@@ -80,6 +80,8 @@ class ActFilter(Struct, frozen=True, kw_only=True):
     user_id: str | None = None
     since: datetime | None = None
     state: ActState | None = None
+    before: tuple[datetime, str] | None = None
+    """Only those after the act of this time and id in the list."""
 
 
 class Counted(Struct, frozen=True):
@@ -128,6 +130,7 @@ async def select_acts(connection: Connection, chosen: ActFilter, *, limit: int) 
     Raises DatabaseUnavailable.
     """
     values = {name: getattr(chosen, name) for name in chosen.__struct_fields__}
+    values["before_at"], values["before_id"] = values.pop("before") or (None, None)
     async with translate_errors():
         rows = await (await connection.execute(_SELECT_ACTS, {**values, "limit": limit})).fetchall()
     return [Act(**dict(zip(Act.__struct_fields__, row, strict=True))) for row in rows]

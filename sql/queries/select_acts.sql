@@ -18,6 +18,8 @@ SELECT * FROM (
       AND (%(board)s::TEXT IS NULL OR a.board = %(board)s)
       AND (%(user_id)s::TEXT IS NULL OR u.external_id = %(user_id)s)
       AND (%(since)s::TIMESTAMPTZ IS NULL OR a.at >= %(since)s)
+      AND (%(before_at)s::TIMESTAMPTZ IS NULL OR a.at <= %(before_at)s)
+      AND (%(before_at)s::TIMESTAMPTZ IS NULL OR a.at < %(before_at)s OR a.id > %(before_id)s::TEXT)
 ) found
 WHERE %(state)s::TEXT IS NULL OR found.state = %(state)s
 ORDER BY at DESC, id

@@ -218,11 +218,82 @@ async def test_actions_are_voided_one_by_one_and_by_time(open_page: OpenPage, up
     # The act itself is undone, not voided.
     await expect(history.get_by_role("button")).to_have_count(3)
 
-    window = {"From": "2020-01-01T00:00", "Until,_not_included": "2099-01-01T00:00"}
-    dialog = await fill_in(page, "Void actions of a time", Reason="bot", **window)
+    window = {"From": "2020-01-01T00:00", "Until,_not_included": "2020-01-02T00:00"}
+    await page.get_by_role("button", name="Void actions of a time", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    for label in window:  # of all actions that are shown
+        await expect(dialog.get_by_label(label.replace("_", " "))).not_to_have_value("")
+    await dialog.get_by_label("Reason").fill("bot")
+    await dialog.get_by_role("button", name="Preview").click()
     await expect(dialog.get_by_text("Takes back 2 actions")).to_be_visible()
     await confirm(dialog, "Void actions of a time: vic on main")
     assert await score_of(up, "vic") == 0
+    undo = page.get_by_role("button", name="Undo: Void actions of a time of vic on main")
+    await undo.click()
+    await dialog.get_by_label("Reason").fill("no bot")
+    await dialog.get_by_role("button", name="Preview").click()
+    await confirm(dialog, "Undo: vic on main")
+    assert await score_of(up, "vic") == 5
+    await expect(undo).to_have_count(0)
+
+
+async def test_a_player_is_banned_before_the_first_action_and_unbanned(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "players")
+    await page.get_by_label("Player").fill("mallory")
+    await page.get_by_role("button", name="Search").click()
+    await page.get_by_role("link", name="Show this id").click()
+    await expect(page.get_by_text("The player has no score on any board.")).to_be_visible()
+    await page.get_by_label("Another board").fill("main")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    dialog = await fill_in(page, "Ban", Reason="known from another game")
+    await confirm(dialog, "Ban: mallory on main")
+    await expect(page.get_by_text("banned", exact=True)).to_be_visible()
+    headers = {"Authorization": f"Bearer {token(up, 'arena', UPDATE_ANY)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers, timeout=30) as client:
+        action = {"userId": "mallory", "actionId": "win:1", "points": 5}
+        answer = await client.post("/api/scores/update", json=action)
+        assert answer.json()["type"].endswith("/banned"), answer.text
+    dialog = await fill_in(page, "Unban", Reason="a mistake")
+    await confirm(dialog, "Unban: mallory on main")
+    await expect(page.get_by_text("banned", exact=True)).to_have_count(0)
+    await expect(page.get_by_role("button", name="Ban", exact=True)).to_be_visible()
+
+
+async def test_the_audit_log_is_filtered_and_paged(open_page: OpenPage, up: Up):
+    await score(up, "ike", 500)
+    headers = {"Authorization": f"Bearer {token(up, 'carla', ADMIN)}"}
+    async with httpx.AsyncClient(base_url=up["api"], headers=headers, timeout=60) as client:
+        for number in range(27):
+            change = {"public": bool(number % 2)}
+            answer = await client.patch("/api/admin/boards/main", json=change)
+            assert answer.status_code == 200, answer.text
+            change = {
+                "limits": {"pointsPerAction": 1000 + number, "pointsPerWindow": 0, "windowS": 0}
+            }
+            answer = await client.patch("/api/admin/boards/main", json=change)
+            assert answer.status_code == 200, answer.text
+        none = {"pointsPerAction": 0, "pointsPerWindow": 0, "windowS": 0}
+        await client.patch("/api/admin/boards/main", json={"public": True, "limits": none})
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up, "audit")
+    await page.get_by_label("Actor").fill("sub:carla")
+    await page.get_by_label("Board").fill("main")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    rows = page.get_by_role("table", name="Audit log").locator("tbody tr")
+    await expect(rows).to_have_count(50)
+    await expect(rows.first).to_contain_text("board limit")
+    await page.get_by_role("button", name="Show more").click()
+    await expect(rows).to_have_count(56)
+    await page.get_by_label("Action").fill("board publish")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    await expect(rows).to_have_count(28)
+    await page.get_by_label("Player").fill("nobody")
+    await page.get_by_role("button", name="Show", exact=True).click()
+    await expect(page.get_by_text("There is nothing to show.")).to_be_visible()
 
 
 async def test_a_refused_act_is_explained_in_the_dialog(

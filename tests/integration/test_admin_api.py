@@ -572,6 +572,23 @@ async def test_held_actions_are_filtered_and_paged(admin: Admin) -> None:
         assert problem(await admin.get("held", **wrong)) == (422, "invalid"), wrong
 
 
+async def test_acts_are_paged(admin: Admin) -> None:
+    for delta in range(1, 6):
+        await admin.act("correct", userId="bob", delta=delta)
+    # Acts of one moment are told apart by their ids.
+    with psycopg.connect(admin.settings.database_url.reveal()) as connection:
+        connection.execute("UPDATE acts SET at = (SELECT min(at) FROM acts) WHERE delta < 4")
+    found: list[int] = []
+    before: dict[str, str] = {}
+    for _ in range(3):
+        page = (await admin.get("acts", limit=2, **before)).json()
+        found += [one["delta"] for one in page["acts"]]
+        before = {"before": page["next"]}
+    assert (found[:2], sorted(found[2:]), page["next"]) == ([5, 4], [1, 2, 3], None)
+    assert problem(await admin.get("acts", before="0" * 16)) == (404, "not-found")
+    assert problem(await admin.get("acts", before="x")) == (422, "invalid")
+
+
 async def test_the_audit_log_is_paged(admin: Admin) -> None:
     for delta in (1, 2, 3):
         await admin.act("correct", userId="bob", delta=delta)

@@ -24,9 +24,10 @@ import { formatDelta, formatNumber, KINDS } from "./words.js";
  * @param {Chosen} chosen  what is known already
  * @param {string} title
  * @param {() => void} onDone  called when the dialog is closed after the act was done
+ * @param {{[name: string]: string}} [values]  first values of the fields
  */
-export function openActDialog(api, chosen, title, onDone) {
-  new ActDialog(api, chosen, title, onDone);
+export function openActDialog(api, chosen, title, onDone, values = {}) {
+  new ActDialog(api, chosen, title, onDone, values);
 }
 
 class ActDialog {
@@ -51,14 +52,15 @@ class ActDialog {
    * @param {Chosen} chosen
    * @param {string} title
    * @param {() => void} onDone
+   * @param {{[name: string]: string}} values
    */
-  constructor(api, chosen, title, onDone) {
+  constructor(api, chosen, title, onDone, values) {
     this.#api = api;
     this.#chosen = chosen;
     this.#form = make(
       "form",
       { class: "act" },
-      ...fieldsOf(chosen),
+      ...fieldsOf(chosen, values),
       reasonField("Kept with the act and in the audit log."),
       this.#preview,
       this.#message,
@@ -165,8 +167,11 @@ class ActDialog {
   }
 }
 
-/** @param {Chosen} chosen */
-function fieldsOf({ kind, actionId }) {
+/**
+ * @param {Chosen} chosen
+ * @param {{[name: string]: string}} values
+ */
+function fieldsOf({ kind, actionId }, values) {
   if (kind === "correct") {
     const delta = input("delta", { type: "number", step: 1, required: true, inputmode: "text" });
     return [field("Points to add", delta, "A negative number takes points away, for example -5.")];
@@ -177,8 +182,8 @@ function fieldsOf({ kind, actionId }) {
   if (kind === "void window") {
     const attributes = { type: "datetime-local", step: 1, required: true };
     return [
-      field("From", input("since", attributes)),
-      field("Until, not included", input("until", attributes)),
+      field("From", input("since", { ...attributes, value: values.since ?? null })),
+      field("Until, not included", input("until", { ...attributes, value: values.until ?? null })),
     ];
   }
   return [];

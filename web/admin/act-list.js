@@ -1,27 +1,36 @@
 /**
- * A list of acts with buttons to undo applied acts and to complete interrupted ones.
+ * A list of acts, in pages, with buttons to undo applied acts and to complete interrupted ones.
  *
  * @typedef {import("./api.js").Act} Act
  * @typedef {import("./main.js").Context} Context
  */
 
 import { openActDialog } from "./act-dialog.js";
-import { button, identifier, link, make, table } from "./elements.js";
+import { button, identifier, link, make, paged } from "./elements.js";
 import { canUndo, formatDelta, formatMoment, KINDS } from "./words.js";
 
+const PAGE = 100;
+const COLUMNS = [
+  { head: "When" }, { head: "Act" }, { head: "Player" }, { head: "Board" },
+  { head: "Points", isNumber: true }, { head: "Reason" }, { head: "By" }, { head: "State" }, { head: "" },
+];
+
 /**
- * Return the table of some acts, or a sentence if there are none.
+ * Return the table of acts, or a sentence if there are none.
  *
  * @param {Context} context
- * @param {Act[]} acts
+ * @param {{[name: string]: string}} filters
+ * @param {(acts: Act[]) => void} [onRead]  gets each page
  */
-export function actList(context, acts) {
-  if (!acts.length) return make("p", { class: "hint" }, "There are no such acts.");
-  const columns = [
-    { head: "When" }, { head: "Act" }, { head: "Player" }, { head: "Board" },
-    { head: "Points", isNumber: true }, { head: "Reason" }, { head: "By" }, { head: "State" }, { head: "" },
-  ];
-  return table("Acts", columns, acts.map((act) => [
+export function actList(context, filters, onRead) {
+  /** @param {string} before */
+  const read = async (before) => {
+    const page = await context.api.get("/acts", { ...filters, limit: PAGE, before });
+    onRead?.(page.acts);
+    return page;
+  };
+  /** @param {Act} act */
+  const cells = (act) => [
     formatMoment(act.at),
     make("span", { title: act.id }, KINDS[act.kind] ?? act.kind),
     link(context.addressOf("players", act.userId, act.board), identifier(act.userId)),
@@ -31,7 +40,8 @@ export function actList(context, acts) {
     identifier(act.actor),
     stateOf(act),
     actionOf(context, act),
-  ]));
+  ];
+  return paged(context, read, "acts", "Acts", COLUMNS, cells);
 }
 
 /** @param {Act} act */

@@ -11,9 +11,10 @@
 
 import { openActDialog } from "./act-dialog.js";
 import { actList } from "./act-list.js";
+import { ApiError } from "./api.js";
 import { button, field, identifier, input, link, make, table } from "./elements.js";
 import { plot } from "./plot.js";
-import { formatDelta, formatMoment, formatNumber, NONE } from "./words.js";
+import { formatDelta, formatMoment, formatNumber, NONE, toLocal } from "./words.js";
 
 const HISTORY_PAGE = 100;
 /** Actions of the plot; a longer history is read on the command line. */
@@ -39,7 +40,10 @@ async function showSearch(context) {
   });
   if (query.length < 2) return [form];
   const { users } = await context.api.get("/users", { query });
-  if (!users.length) return [form, make("p", { class: "hint" }, "No player is found.")];
+  if (!users.length) {
+    return [form, make("p", { class: "hint" }, "No player is found. ",
+      link(context.addressOf("players", query), "Show this id"), " to ban who has not played yet.")];
+  }
   return [
     form,
     table("Players found", [{ head: "Player" }, { head: "Name" }],
@@ -54,35 +58,73 @@ async function showSearch(context) {
 /** @param {Context} context */
 async function showPlayer(context) {
   const [userId, wanted] = context.args;
-  /** @type {{name: string | null, boards: UserBoard[], seasons: UserSeason[]}} */
-  const { name, boards, seasons } = await context.api.get(`/users/${encodeURIComponent(userId)}`);
+  const { name, boards, seasons } = await readPlayer(context, userId);
   context.setHeading(userId);
-  const chosen = boards.find(({ board }) => board === (wanted ?? boards[0]?.board));
+  const board = wanted ?? boards[0]?.board;
+  const chosen = boards.find((one) => one.board === board);
   const parts = [
     make("p", { class: "lead" }, link(context.addressOf("players"), "All players"),
       ...(name === null ? [] : [" · Name: ", identifier(name)])),
     boards.length ? boardTable(context, userId, boards, chosen) : null,
     seasons.length ? seasonTable(context, seasons) : null,
+    boardForm(context, userId),
   ];
-  if (wanted !== undefined && chosen === undefined) {
-    return [...parts, make("p", { class: "hint" }, `The player has no score on ${wanted}.`)];
-  }
-  if (chosen === undefined) {
+  if (board === undefined) {
     return [...parts, make("p", { class: "hint" }, "The player has no score on any board.")];
   }
-  const { board } = chosen;
-  const [history, { acts }] = await Promise.all([
-    readHistory(context, userId, board, ""),
-    context.api.get("/acts", { board, userId, limit: 100 }),
-  ]);
+  const heading = make("h2", {}, "On ", identifier(board));
+  /** @type {Act[]} */
+  const acts = [];
+  const list = async () => [
+    make("h2", {}, `Acts on ${board}`),
+    ...(await actList(context, { board, userId }, (page) => acts.push(...page))),
+  ];
+  if (chosen === undefined) {
+    const none = { board, score: null, rank: null, bannedBy: null };
+    return [...parts, heading, make("p", { class: "hint" }, `The player has no score on ${board}.`),
+      actButtons(context, userId, none, []), ...(await list())];
+  }
+  const [history, listed] = await Promise.all([readHistory(context, userId, board, ""), list()]);
   return [
     ...parts,
-    make("h2", {}, "On ", identifier(board)),
-    actButtons(context, userId, chosen),
+    heading,
+    actButtons(context, userId, chosen, history.history),
     historyOf(context, userId, board, history, acts),
-    make("h2", {}, `Acts on ${board}`),
-    actList(context, acts),
+    ...listed,
   ];
+}
+
+/**
+ * Read a player; one who has never played has no name and no board, and can be banned.
+ *
+ * @param {Context} context
+ * @param {string} userId
+ * @returns {Promise<{name: string | null, boards: UserBoard[], seasons: UserSeason[]}>}
+ */
+async function readPlayer({ api }, userId) {
+  try {
+    return await api.get(`/users/${encodeURIComponent(userId)}`);
+  } catch (error) {
+    if (error instanceof ApiError && error.status === 404) return { name: null, boards: [], seasons: [] };
+    throw error;
+  }
+}
+
+/**
+ * Return a form that shows the player on a board without a score, for example to ban there.
+ *
+ * @param {Context} context
+ * @param {string} userId
+ */
+function boardForm(context, userId) {
+  const name = input("board", { maxlength: 32, required: true, spellcheck: "false" });
+  const form = make("form", { class: "filters" }, field("Another board", name),
+    make("button", { type: "submit", class: "button" }, "Show"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    location.hash = context.addressOf("players", userId, name.value.trim());
+  });
+  return form;
 }
 
 /**
@@ -123,21 +165,35 @@ function seasonTable(context, seasons) {
  * @param {Context} context
  * @param {string} userId
  * @param {UserBoard} chosen
+ * @param {HistoryRow[]} history  latest first; a window to void is all of it at first
  */
-function actButtons(context, userId, { board, bannedBy }) {
+function actButtons(context, userId, { board, bannedBy }, history) {
   /**
    * @param {string} text
    * @param {Kind} kind
    * @param {string} className
    */
   const act = (text, kind, className) => button(text, () => {
-    openActDialog(context.api, { kind, board, userId }, `${text}: ${userId} on ${board}`, context.refresh);
+    const window = kind === "void window" ? windowOf(history) : {};
+    openActDialog(context.api, { kind, board, userId }, `${text}: ${userId} on ${board}`, context.refresh, window);
   }, { class: className });
   return make("div", { class: "buttons" },
     bannedBy === null ? act("Ban", "ban", "button danger") : act("Unban", "unban", "button"),
     act("Correct the score", "correct", "button"),
     act("Void an action", "void", "button"),
     act("Void actions of a time", "void window", "button"));
+}
+
+/**
+ * Return the window of a history as local times, in whole seconds.
+ *
+ * @param {HistoryRow[]} history
+ * @returns {{[name: string]: string}}
+ */
+function windowOf(history) {
+  if (!history.length) return {};
+  const first = history[history.length - 1].at;
+  return { since: toLocal(first), until: toLocal(history[0].at + 1_000) };
 }
 
 /**

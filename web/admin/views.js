@@ -198,7 +198,6 @@ function showFitting(form) {
 /** @param {Context} context */
 export async function showActs(context) {
   const filters = context.filters;
-  const { acts } = await context.api.get("/acts", { ...filters, limit: 100 });
   return [
     filterForm(context.filter, [
       field("Board", input("board", { value: filters.board ?? "", maxlength: 32 })),
@@ -207,8 +206,8 @@ export async function showActs(context) {
         ["", "any"], ["applied", "applied"], ["pending", "pending"], ["refused", "refused"],
       ], filters.state)),
     ]),
-    actList(context, acts),
-    make("p", { class: "hint" }, "At most the 100 latest acts. A pending act is recorded and not in the ledger yet: " +
+    ...(await actList(context, filters)),
+    make("p", { class: "hint" }, "The latest first. A pending act is recorded and not in the ledger yet: " +
       "for a moment, or because it was interrupted. Complete it if it stays."),
   ];
 }

@@ -48,6 +48,16 @@ export function toMoment(local) {
   return Number.isNaN(moment.getTime()) ? "" : moment.toISOString();
 }
 
+/**
+ * Return a time in ms as the value of an input for local times, in whole seconds.
+ *
+ * @param {number} at
+ */
+export function toLocal(at) {
+  const offsetMs = new Date(at).getTimezoneOffset() * 60_000;
+  return new Date(at - offsetMs).toISOString().slice(0, 19);
+}
+
 /** @param {number | null} seconds */
 export function formatSeconds(seconds) {
   if (seconds === null) return NONE;

@@ -128,12 +128,13 @@ class Acts(Controller):
         summary="List acts",
         description="Returns acts, latest first, that match every given parameter.",
         security=SECURITY,
-        response_description="The acts.",
-        responses=admin_problems(400, 401, 403, 422, 429, 503, omitted=_NOT_HERE),
+        response_description="A page of acts.",
+        responses=admin_problems(400, 401, 403, 404, 422, 429, 503, omitted=_NOT_HERE),
     )
     async def list_acts(
         self,
         request: AnyRequest,
+        *,
         board: BoardFilter = None,
         user_id: UserFilter = None,
         act_state: Annotated[
@@ -142,12 +143,25 @@ class Acts(Controller):
         limit: Annotated[
             int, QueryParameter(ge=1, le=PAGE_MAX, description="Number of acts.")
         ] = 50,
+        before: Annotated[
+            str | None,
+            QueryParameter(pattern=ACT_ID_PATTERN, description="`next` of the page before."),
+        ] = None,
     ) -> Response[ActsReply]:
         """List acts."""
-        chosen = ActFilter(board=board, user_id=user_id, state=act_state)
         async with sessions_of(request).open() as session:
-            found = await select_acts(session.connection, chosen, limit=limit)
-        return Response(ActsReply(tuple(ActRow(**asdict(act)) for act in found)), headers=HEADERS)
+            last = None if before is None else await _find_act(session, before)
+            chosen = ActFilter(
+                board=board,
+                user_id=user_id,
+                state=act_state,
+                before=None if last is None else (last.at, last.id),
+            )
+            # A row more than asked for tells whether there is another page.
+            found = await select_acts(session.connection, chosen, limit=limit + 1)
+        following = found[limit - 1].id if len(found) > limit else None
+        rows = tuple(ActRow(**asdict(act)) for act in found[:limit])
+        return Response(ActsReply(rows, following), headers=HEADERS)
 
     @post(
         "/{act_id:str}/resume",
