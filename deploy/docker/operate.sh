@@ -36,8 +36,8 @@ print(answer.read().decode())' "http://127.0.0.1:$2" || echo "$1 does not answer
 
 health() {
   case ${1-} in
-    '') echo 'usage: health api|streamer|flusher|kong-sync' >&2; return 2 ;;
-    api) _get api 8000/health/ready ;;
+    '') echo 'usage: health api|admin|streamer|flusher|kong-sync' >&2; return 2 ;;
+    api | admin) _get "$1" 8000/health/ready ;;
     streamer) _get streamer 9101/health/ready ;;
     flusher) _get flusher 9102/health/ready ;;
     kong-sync) _get kong-sync 9103/health/ready ;;
@@ -68,7 +68,7 @@ well() {
 
 metrics() {
   case $1 in
-    api) _get api 9100/metrics ;;
+    api | admin) _get "$1" 9100/metrics ;;
     streamer) _get streamer 9101/metrics ;;
     flusher) _get flusher 9102/metrics ;;
     kong-sync) _get kong-sync 9103/metrics ;;

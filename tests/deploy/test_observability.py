@@ -10,6 +10,7 @@ import websockets
 from websockets.sync.client import connect
 
 from cli.embedded.ports import find_free_port
+from scoreboard.security.tokens import ADMIN
 from tests.deploy.test_grafana import DOCUMENTS
 from tests.support.clients.load import Load
 from tests.support.eventually import eventually
@@ -49,6 +50,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
             },
             has_acl_file=True,
             api_metrics_port=find_free_port(),
+            admin_api="true",
         )
         secret.write_text(json.dumps({"username": "default", "password": "administrator"}))
         stack.callback(system.stop)
@@ -65,12 +67,14 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
 def cause_refusals(system: System) -> None:
     """Cause what a healthy system counts rarely: a refused token, a 503, a viewer who leaves."""
     assert update(system, {"Authorization": "Bearer none"}) == 401
+    assert administer(system) == 200
     with connect(
         system.ws, subprotocols=[websockets.Subprotocol("scoreboard.v1")], proxy=None
     ) as viewer:
         viewer.recv(timeout=10)
     system.valkey.stop()
     assert update(system, system.game_server()) == 503
+    assert administer(system) == 503
     system.valkey.start()
     system.wait_until_ready()
 
@@ -80,6 +84,13 @@ def update(system: System, headers: dict[str, str]) -> int:
     body = {"userId": "user0", "actionId": "win:once", "points": 1}
     url = f"{system.api}/api/scores/update"
     return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=10).status_code
+
+
+def administer(system: System) -> int:
+    """Read the status as an administrator; return that of the response."""
+    headers = {"Authorization": f"Bearer {system.token('carla', ADMIN)}"}
+    url = f"{system.api}/api/admin/status"
+    return httpx.get(url, headers=headers, trust_env=False, timeout=20).status_code
 
 
 def expressions() -> dict[str, str]:

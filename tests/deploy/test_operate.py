@@ -21,6 +21,7 @@ PROGRAM = ROOT / "deploy/docker/redis_command.py"
 DRILL = ROOT / "tests/drills/operate.sh"
 DEFINED = re.compile(r"^([a-z]\w+)\(\)", re.MULTILINE)
 COMPOSE_BLOCK = re.compile(r"^ *```sh compose\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+PARTS = ("api", "admin", "streamer", "flusher", "kong-sync")
 WITH_VALUE = {"--tail", "--format", "--entrypoint"}
 RECORDER = """#!/bin/sh
 for word; do printf '%s\\0' "$word"; done >>"$RECORD"
@@ -81,9 +82,9 @@ def parse(call: list[str]) -> tuple[str, list[str], list[str]]:
         *((f"{verb} api kong-sync", ["api", "kong-sync"]) for verb in ("start", "stop", "restart")),
         ("logs valkey 5", ["valkey"]),
         ("warnings flusher", ["flusher"]),
-        *((f"health {part}", [part]) for part in ("api", "streamer", "flusher", "kong-sync")),
+        *((f"health {part}", [part]) for part in PARTS),
         ("ready api", ["api"]),
-        *((f"metrics {part} x", [part]) for part in ("api", "streamer", "flusher", "kong-sync")),
+        *((f"metrics {part} x", [part]) for part in PARTS),
         ("scoreboard verify --full", ["open"]),
         ('secrets rotate db "$SECRETS/flusher/database" --grace 0', ["rotate"]),
         ("write_secret flusher/database", ["rotate"]),
@@ -118,7 +119,7 @@ def test_each_function_calls_a_service_that_exists(shell, script: str, services:
 
 def port_of(service: str, path: str) -> int:
     """Return the port of a service: of its health check, or the default of its metrics."""
-    if (service, path) == ("api", "metrics"):
+    if service in {"api", "admin"} and path == "metrics":
         return 9100
     return int(re.search(r"127\.0\.0\.1:(\d+)/", SERVICES[service]["healthcheck"]["test"][-1])[1])
 

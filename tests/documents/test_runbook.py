@@ -41,11 +41,11 @@ SYMPTOMS = {
     *("ApiErrorBudgetBurn", "UpdateLatencyBudgetBurn", "ViewerFreshnessBudgetBurn"),
     *("StreamNearlyFull", "ReplicationBroken", "RotationOverdue", "ViewersSkipFrames"),
     *("VerifyOverdue", "BackupOverdue", "KongKeysOld", "KongDown", "LogLinesDropped"),
-    *("MetricsMissing", "WorkerDown"),
+    *("MetricsMissing", "WorkerDown", "AdminDown", "AdminErrors"),
     *("PartitionsWaiting", "ProofKeysUnavailable", "ProofsForged"),
 }
 """Alerts without a fault here: their causes have other sections, need hours, Kong, workers, many
-busy boards, or game servers."""
+busy boards, an api for administrators, or game servers."""
 
 INJECT = re.compile(r"^<!-- inject: ([a-z-]+) -->$", re.MULTILINE)
 

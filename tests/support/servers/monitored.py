@@ -103,6 +103,8 @@ class Monitored:
                 f"scoreboard-{name}": f"127.0.0.1:{self.system.variables[name][variable]}"
                 for name, variable in PORTS.items()
             },
+            # One api serves everybody here.
+            "scoreboard-admin": f"127.0.0.1:{self.system.variables['api'][PORTS['api']]}",
             "scoreboard-kong-sync": self._start_key_synchronisation(),
             "kong": self.endpoint.address,
             "redis": self._start_redis_exporter(),
