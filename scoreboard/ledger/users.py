@@ -4,6 +4,7 @@ The caller owns the connection and its transaction. Each constant has the name o
 test compares the two sets.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Final
@@ -39,6 +40,8 @@ PERSONAL: Final = ("name", "email", "metadata")
 
 METADATA_BYTES: Final = 1024
 """Longest metadata of a user, as compact JSON in UTF-8."""
+_WILDCARD: Final = re.compile(r"[\\%_]")
+"""What LIKE does not compare as it is."""
 
 
 class User(Struct, frozen=True, kw_only=True):
@@ -95,10 +98,11 @@ async def search_users(
 ) -> list[tuple[str, str | None]]:
     """Find users by a whole id, or by the beginning of an id or of a name; return ids and names.
 
-    It may read all users: limit the time of a statement. Raises DatabaseUnavailable.
+    The whole id is first. Case does not matter for names. Raises DatabaseUnavailable.
     """
+    beginning = _WILDCARD.sub(r"\\\g<0>", query) + "%"
     async with translate_errors():
-        parameters = {"query": query, "limit": limit}
+        parameters = {"query": query, "beginning": beginning, "limit": limit}
         rows = await (await connection.execute(_SEARCH_USERS, parameters)).fetchall()
     return [(str(user_id), name) for user_id, name in rows]
 

@@ -1,11 +1,16 @@
 -- Find users by a whole id, or by the beginning of an id or of a name.
--- Index: users_external_id_key for a whole id; else none, one pass over users, within the statement's time limit
+-- Index: users_external_id_key, users_external_id_search, users_name_search
 SELECT external_id, name FROM (
-    SELECT external_id, name, 0 AS place FROM users WHERE external_id = %(query)s
+    (SELECT external_id, name, 0 AS place FROM users WHERE external_id = %(query)s)
     UNION ALL
-    SELECT external_id, name, 1 FROM users
-    WHERE external_id <> %(query)s
-        AND (starts_with(external_id, %(query)s) OR starts_with(lower(name), lower(%(query)s)))
+    (SELECT external_id, name, 1 FROM users
+    WHERE external_id COLLATE "C" LIKE %(beginning)s::TEXT
+    ORDER BY external_id COLLATE "C" LIMIT %(limit)s)
+    UNION ALL
+    (SELECT external_id, name, 1 FROM users
+    WHERE lower(name) COLLATE "C" LIKE lower(%(beginning)s::TEXT)
+    ORDER BY lower(name) COLLATE "C" LIMIT %(limit)s)
 ) found
-ORDER BY place, external_id
+GROUP BY external_id, name
+ORDER BY min(place), external_id
 LIMIT %(limit)s
