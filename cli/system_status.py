@@ -24,6 +24,7 @@ from scoreboard.health import checks
 from scoreboard.health.checks import Check, down, unknown
 from scoreboard.health.readings import describe_backlogs
 from scoreboard.health.services import (
+    ADMIN,
     BUILD,
     WORKER_UP,
     Samples,
@@ -59,9 +60,21 @@ CLOSED_MAX: Final = 20
 """Maximum such boards that are shown one by one."""
 
 SERVICES: Final = ("api", "streamer", "flusher")
-_ALERTS: Final = {"api": "ApiDown", "streamer": "StreamerDown", "flusher": "FlusherDown"}
+"""The services that every system has; one for administrators is shown if it is named."""
 
-_NOT_READY: Final = {"api": "ApiDown", "streamer": "BoardStale", "flusher": "FlusherStuck"}
+_ALERTS: Final = {
+    "api": "ApiDown",
+    ADMIN: "AdminDown",
+    "streamer": "StreamerDown",
+    "flusher": "FlusherDown",
+}
+
+_NOT_READY: Final = {
+    "api": "ApiDown",
+    ADMIN: "AdminDown",
+    "streamer": "BoardStale",
+    "flusher": "FlusherStuck",
+}
 """The sections about services that run and are not ready."""
 
 _Facts = TypeVar("_Facts")
@@ -284,7 +297,7 @@ async def _read_service(service: str, url: str, interval_s: float) -> _ServiceFa
             after = _samples(await fetch(client, f"{url}/metrics"))
             counters = refusals_of(before), refusals_of(after)
     versions = {labels["service"]: labels["version"] for labels in builds(before)}
-    running = versions.get(service)
+    running = versions.get("api" if service == ADMIN else service)
     if running is None:
         found = ", ".join(sorted(versions))
         raise Unavailable(f"it is the {found}" if found else f"it has no metric {BUILD}")
@@ -403,7 +416,8 @@ def _find_effects(found: Mapping[str, Check], settings: Settings) -> dict[str, s
     """
     stores = (checks.REDIS, checks.DURABILITY, checks.DATABASE, checks.SCHEMA)
     boards = [checks.board_name(board) for board in settings.boards]
-    causes = {"api": (*stores[:2], *boards), "streamer": (checks.REDIS,), "flusher": stores}
+    api = (*stores[:2], *boards)
+    causes = {"api": api, ADMIN: api, "streamer": (checks.REDIS,), "flusher": stores}
     for board in settings.boards:
         state = checks.board_name(board)
         causes[checks.live_name(board)] = (checks.REDIS, state)
@@ -413,7 +427,7 @@ def _find_effects(found: Mapping[str, Check], settings: Settings) -> dict[str, s
     effects: dict[str, str] = {}
     for name, check in found.items():
         first_word = name.partition(" ")[0]
-        has_own_cause = first_word in SERVICES and (
+        has_own_cause = first_word in _ALERTS and (
             check.state == DOWN or check.advice != _see_not_ready(first_word)
         )
         if not is_in_need(check) or has_own_cause or check.state == "drifted":

@@ -90,11 +90,11 @@ def content_security_policy(settings: Settings, address: str) -> str:
     return _POLICY.format(inline=" 'unsafe-inline'" if is_document else "", others=others)
 
 
-def sign_in_config(settings: Settings) -> SignInConfig | None:
-    """Return how the page signs players in; None without sign-in."""
-    if not settings.sign_in_issuer or not settings.sign_in_client_id:
+def sign_in_config(settings: Settings, client_id: str) -> SignInConfig | None:
+    """Return how a page signs in with its client; None without sign-in."""
+    if not settings.sign_in_issuer or not client_id:
         return None
-    return SignInConfig(settings.sign_in_issuer, settings.sign_in_client_id, settings.audience)
+    return SignInConfig(settings.sign_in_issuer, client_id, settings.audience)
 
 
 def _origin(url: str) -> str:
@@ -121,9 +121,16 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
             return Response(b"", status_code=304, headers=headers, media_type=file.media_type)
         return Response(file.content, headers=headers, media_type=file.media_type)
 
-    @get("/config.json", include_in_schema=False, sync_to_thread=False)
-    def config() -> Response[PageConfig]:
-        known = PageConfig(settings.ws_public_url, sign_in_config(settings))
+    def configure(client_id: str) -> Response[PageConfig]:
+        known = PageConfig(settings.ws_public_url, sign_in_config(settings, client_id))
         return Response(known, headers=SECURITY_HEADERS)
 
-    return [page, config] if files else [config]
+    @get("/config.json", include_in_schema=False, sync_to_thread=False)
+    def config() -> Response[PageConfig]:
+        return configure(settings.sign_in_client_id)
+
+    @get("/admin/config.json", include_in_schema=False, sync_to_thread=False)
+    def admin_config() -> Response[PageConfig]:
+        return configure(settings.admin_sign_in_client_id or settings.sign_in_client_id)
+
+    return [page, config, admin_config] if files else [config, admin_config]

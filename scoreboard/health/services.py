@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 """Maximum size of a response of a service."""
 
+ADMIN: Final = "admin"
+"""The api for administrators: one more process of the api."""
+
 WORKER_UP: Final = "scoreboard_worker_up"
 BUILD: Final = "scoreboard_build_info"
 _CONNECTIONS: Final = "scoreboard_ws_connections"

@@ -176,6 +176,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, _description("Issuer with which the page signs players in; empty: no sign-in")
     ] = ""
     sign_in_client_id: Annotated[str, _description("Client id of the page at that issuer")] = ""
+    admin_sign_in_client_id: Annotated[
+        str,
+        _description(
+            "Client id of the administrator's page at that issuer; empty: that of the live page"
+        ),
+    ] = ""
 
     # Limits
     rate_limit: Annotated[
@@ -401,11 +407,14 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = 200
     services: Annotated[
-        tuple[Annotated[str, Meta(pattern=rf"^(api|streamer|flusher)=https?://[^\s@]+{END}")], ...],
+        tuple[
+            Annotated[str, Meta(pattern=rf"^(api|admin|streamer|flusher)=https?://[^\s@]+{END}")],
+            ...,
+        ],
         _description(
             "Metrics addresses of the services for `scoreboard status` and the administrator's "
-            "page, such as api=http://api:9100,flusher=http://flusher:9102; empty: those of the "
-            "ports above"
+            "page, such as api=http://api:9100,flusher=http://flusher:9102; admin is the api for "
+            "administrators; empty: those of the ports above"
         ),
     ] = ()
 

@@ -128,12 +128,13 @@ FIXED = {
     *("REDIS_URL", "DATABASE_URL", "SCOREBOARD_TRUSTED_HOPS", "SCOREBOARD_RATE_LIMIT"),
     *("SCOREBOARD_API_HOST", "SCOREBOARD_API_PORT", "SCOREBOARD_API_METRICS_PORT"),
     *("SCOREBOARD_WS_HOST", "SCOREBOARD_WS_PORT", "SCOREBOARD_WS_METRICS_PORT"),
-    *("SCOREBOARD_FLUSHER_METRICS_PORT", "SCOREBOARD_METRICS_HOST", "SCOREBOARD_SERVICES"),
+    *("SCOREBOARD_FLUSHER_METRICS_PORT", "SCOREBOARD_METRICS_HOST"),
     *("SCOREBOARD_REDIS_SECRET", "SCOREBOARD_DATABASE_SECRET"),
     # Containers instead (--scale), because Prometheus reads one address per container.
     *("SCOREBOARD_API_WORKERS", "SCOREBOARD_WS_WORKERS"),
     # Of the service `admin` only.
     *("SCOREBOARD_ADMIN_API", "SCOREBOARD_ADMIN_REDIS_SECRET", "SCOREBOARD_ADMIN_DATABASE_SECRET"),
+    "SCOREBOARD_ADMIN_SIGN_IN_CLIENT_ID",
     # Paths in a container; SCOREBOARD_JWKS_URL and SCOREBOARD_PROOF_JWKS_URL instead.
     *("SCOREBOARD_JWKS_FILE", "SCOREBOARD_PROOF_JWKS_FILE"),
 }
@@ -613,4 +614,4 @@ def test_prometheus_reads_each_service_under_its_own_name() -> None:
         for job in document["scrape_configs"]
         if job["job_name"].startswith("scoreboard-")
     }
-    assert jobs == {name: [name] for name in ("api", "streamer", "flusher", "kong-sync")}
+    assert jobs == {name: [name] for name in ("api", "admin", "streamer", "flusher", "kong-sync")}

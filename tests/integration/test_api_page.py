@@ -92,6 +92,24 @@ async def test_the_page_configuration_has_the_websocket_url_and_names_no_board(
     assert "secret" not in answer.text
 
 
+@pytest.mark.parametrize(("own", "shown"), [("", "players"), ("administrators", "administrators")])
+async def test_the_administrators_page_can_have_a_client_of_its_own(
+    start_api: StartApi, own: str, shown: str
+) -> None:
+    client = await start_api(
+        open=(),
+        sign_in_issuer="https://issuer.example",
+        sign_in_client_id="players",
+        admin_sign_in_client_id=own,
+    )
+
+    async def client_id(path: str) -> str:
+        return (await client.get(path)).json()["oauth"]["clientId"]
+
+    assert await client_id("/config.json") == "players"
+    assert await client_id("/admin/config.json") == shown
+
+
 async def test_the_document_and_the_problems_are_served(start_api: StartApi) -> None:
     client = await start_api(open=())
     document = (await client.get("/openapi.json")).json()

@@ -461,6 +461,23 @@ def test_a_wrong_setting_of_services_is_refused(
     assert "SCOREBOARD_SERVICES" in done.err
 
 
+def test_the_api_for_administrators_is_shown_if_it_is_named(
+    running: System, command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an api; a port without one is down, with the alert of the api for administrators."""
+    assert "admin" not in states(look(running))
+    api, streamer = (
+        running.variables[name][f"SCOREBOARD_{port}_METRICS_PORT"]
+        for name, port in (("api", "API"), ("streamer", "WS"))
+    )
+    for port, state in ((api, "ready"), (streamer, "down"), (find_free_port(), "down")):
+        monkeypatch.setenv("SCOREBOARD_SERVICES", f"admin=http://127.0.0.1:{port}")
+        check = json.loads(command("status", "--json").out)["checks"]["admin"]
+        assert check["state"] == state
+        if state == "down":
+            assert check["advice"].endswith("#admindown")
+
+
 def test_the_addresses_follow_from_the_ports_unless_they_are_set() -> None:
     from scoreboard.runtime import settings
 

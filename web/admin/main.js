@@ -293,7 +293,7 @@ async function enter() {
 async function start() {
   let oauth;
   try {
-    const response = await fetch("/config.json", { signal: AbortSignal.timeout(FETCH_MS) });
+    const response = await fetch("/admin/config.json", { signal: AbortSignal.timeout(FETCH_MS) });
     ({ oauth } = await response.json());
   } catch {
     say("The server does not respond. Reload the page to try again.", "trouble");
