@@ -150,7 +150,7 @@ class Acts(Controller):
     ) -> Response[ActsReply]:
         """List acts."""
         async with sessions_of(request).open() as session:
-            last = None if before is None else await _find_act(session, before)
+            last = None if before is None else await select_act(session.connection, before)
             chosen = ActFilter(
                 board=board,
                 user_id=user_id,
