@@ -20,13 +20,13 @@ def sources(settings: Settings, directive: str) -> list[str]:
 
 
 def test_without_an_issuer_the_page_has_no_sign_in() -> None:
-    for given in ({}, {"SCOREBOARD_SIGN_IN_ISSUER": "https://id.example.com/"}):
-        assert sign_in_config(settings(**given)) is None
+    assert sign_in_config(settings(), "scoreboard-page") is None
+    assert sign_in_config(settings(**ISSUER), "") is None
     assert sources(settings(), "connect-src") == ["'self'"]
 
 
 def test_the_page_config_contains_issuer_client_and_audience() -> None:
-    found = sign_in_config(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"))
+    found = sign_in_config(settings(**ISSUER, SCOREBOARD_AUDIENCE="scores"), "scoreboard-page")
     assert found == SignInConfig("https://id.example.com/realms/games", "scoreboard-page", "scores")
     assert PageConfig("", found).oauth is found
 
