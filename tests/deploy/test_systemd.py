@@ -476,6 +476,10 @@ def test_only_the_unit_of_administrators_serves_them(administration: Host, balan
         secret = "/var/lib/scoreboard/secrets/operator/redis"
         done = host.machine.run("runuser", "-u", f"scoreboard-{service}", "--", "cat", secret)
         assert done.returncode != 0, service
+    # The page has its files at once; who asks on and on is refused, and players are not.
+    assert all(answers(f"http://{balancer}/admin", 200) for _ in range(30))
+    assert any(answers(f"http://{balancer}/admin", 429) for _ in range(500))
+    assert answers(f"http://{balancer}/api/scores/leaderboard", 200)
     assert "password" not in host.machine.journal(ADMIN)
     host.operate("restart admin")
 
@@ -486,7 +490,8 @@ def balancer(host: Host, tmp_path: Path) -> Iterator[str]:
     port = find_free_port()
     text = (SYSTEMD / "nginx.conf").read_text()
     if host.admin_port:
-        text = re.sub(r"^    # (location ~|    proxy_|\})", r"    \1", text, flags=re.MULTILINE)
+        lines = r"^    # (location ~|    proxy_|    limit_|\})"
+        text = re.sub(lines, r"    \1", text, flags=re.MULTILINE)
         text = text.replace("127.0.0.1:8301;", f"127.0.0.1:{host.admin_port};")
     for line in ("ssl_certificate ", "ssl_certificate_key "):
         text = re.sub(rf"\n *{line}.*", "", text)
