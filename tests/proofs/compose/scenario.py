@@ -165,6 +165,53 @@ class Scenario:
                 answer = httpx.get(f"http://{address}:8001/", timeout=3, trust_env=False)
                 assert "kong" not in answer.headers.get("Server", "").lower(), address
 
+    def administer(self) -> None:
+        """Start the api for administrators, change a score before a viewer's eyes, and stop it."""
+        stack = self.stack
+        given = stack.variables
+        stack.variables = given | {"ADMIN_TARGET": "admin:8000"}
+        # The gateway's routes change with the target, and its synchronisation sends them to Kong.
+        up = ("up", "--detach", "--wait", "--no-deps", "--no-build")
+        stack.compose("--profile", "admin", *up, "admin", "kong-sync")
+        token = stack.token("administrator")
+        stack.wait(
+            lambda: self._administer(token, "GET", "status").status_code == 200,
+            "the gateway has no route to the api for administrators",
+            "kong-sync",
+            "admin",
+        )
+        found = self._administer(token, "GET", "status").json()
+        assert [one["state"] for one in found["processes"]] == ["ready"] * 3, found
+        address = stack.gateway.replace("http://", "ws://") + "/ws/scoreboard"
+        scores = self._scores()
+        acts: list[dict[str, object]] = [
+            {"kind": "correct", "board": "main", "userId": "alice", "delta": 5},
+            {"kind": "undo", "act": "0" * 15 + "1"},
+        ]
+        with connect(address, subprotocols=["scoreboard.v1"], proxy=None) as viewer:
+            for number, act in enumerate(acts, start=1):
+                sent = act | {"id": f"{number:016x}", "reason": "proof"}
+                answer = self._administer(token, "POST", "acts", sent)
+                if answer.status_code != 200:
+                    raise stack.fault(f"{answer.status_code} {answer.text}", "kong", "admin")
+                score = scores["alice"] + (5 if number == 1 else 0)
+                deadline = time.monotonic() + 30
+                while True:
+                    frame = json.loads(viewer.recv(timeout=deadline - time.monotonic()))
+                    rows = {row["userId"]: row["score"] for row in frame.get("leaderboard", ())}
+                    if rows.get("alice") == score:
+                        break
+        assert self._administer(stack.token("alice"), "GET", "status").status_code == 403
+        stack.compose("--profile", "admin", "rm", "--stop", "--force", "admin")
+        stack.variables = given
+        stack.compose(*up, "kong-sync")
+        stack.wait(
+            lambda: self._administer(token, "GET", "status").status_code == 404,
+            "the gateway still has a route to administrators",
+            "kong-sync",
+        )
+        self._in_postgres()
+
     # Faults -----------------------------------------------------------------------------------
 
     def kill(self, service: str) -> None:
@@ -263,6 +310,19 @@ class Scenario:
             "api",
         )
 
+    def _administer(
+        self, token: str, method: str, path: str, body: object = None
+    ) -> httpx.Response:
+        """Send a request of an administrator through the gateway."""
+        return httpx.request(
+            method,
+            f"{self.stack.gateway}/api/admin/{path}",
+            json=body,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=20,
+            trust_env=False,
+        )
+
     def _scores(self) -> dict[str, int]:
         rows = self.stack.query(
             "SELECT external_id, score FROM scores JOIN users ON users.id = user_id"
@@ -298,6 +358,7 @@ def steps(scenario: Scenario) -> list[Step]:
         *((f"kill {name}", lambda name=name: scenario.kill(name)) for name in KILLED),
         ("restart single services", scenario.restart),
         ("rotate secrets", scenario.rotate),
+        ("an administrator changes a score", scenario.administer),
         ("every action is counted once", scenario.everything_counted_once),
         ("a second up changes nothing", scenario.up_again),
         *scenario.more,
