@@ -25,7 +25,10 @@ from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres
 from cli.running.service import Service
 from flusher.session import LEASE_LOCK
-from scoreboard.model import Partition
+from scoreboard.ledger.boards import insert_board
+from scoreboard.ledger.pool import connect
+from scoreboard.model import DEFAULT_RULES, Board, Partition
+from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
 from scoreboard.store.keys import PartitionKeys
 from tests.faults.clients import Load
@@ -210,14 +213,23 @@ class Rollout:
         done = version.run("db", "migrate", DATABASE_URL=self.postgres.url)
         assert done.returncode == 0, done.stderr
 
-    async def prepare(self, version: Version) -> None:
-        """Start the servers, create an open board, and start one process of each service."""
+    async def prepare(self, version: Version, board: Board | None) -> None:
+        """Start the servers, create an open board, and start one process of each service.
+
+        Without ``board`` the version creates one of its own, with its defaults.
+        """
         await asyncio.gather(
             asyncio.to_thread(self.valkey.start), asyncio.to_thread(self.postgres.start)
         )
         await asyncio.to_thread(self.set_rights, version)
         await asyncio.to_thread(self.migrate, version)
-        for arguments in (("board", "create", "main"), ("reseed", "--if-uninitialised")):
+        if board is not None:  # the command refuses seasons of some seconds
+            database = Secret(self.postgres.url)
+            settings = Settings(redis_url=Secret(self.valkey.url), database_url=database)
+            async with await connect(settings, name="test") as connection:
+                await insert_board(connection, board)
+        create = ("board", "create", "main")
+        for arguments in (*([] if board else [create]), ("reseed", "--if-uninitialised")):
             done = await asyncio.to_thread(version.run, *arguments, **self.operator)
             assert done.returncode == 0, done.stderr
         await asyncio.gather(*(self.start(role, version) for role in ORDER))
@@ -446,16 +458,22 @@ def _is_expected(command: Sequence[str], output: str) -> bool:
 
 @asynccontextmanager
 async def rolling(
-    folder: Path, version: Version, *, clients: int, pace_s: float, fsync: bool = False
+    folder: Path,
+    version: Version,
+    *,
+    clients: int,
+    pace_s: float,
+    fsync: bool = False,
+    board: Board | None = None,
 ) -> AsyncIterator[Rollout]:
-    """Run a system of one version under load; always stop it."""
+    """Run a system of one version under load; always stop it. ``board`` replaces the default."""
     made = Rollout(folder, fsync=fsync)
     async with AsyncExitStack() as stack:
         for balancer in made.balancers.values():
             await stack.enter_async_context(balancer)
         made._tasks = await stack.enter_async_context(asyncio.TaskGroup())
         stack.push_async_callback(made.stop)
-        await made.prepare(version)
+        await made.prepare(version, board)
         token = made.issuer.issue("game-server", [UPDATE_ANY, READ], 86_400)
         made.watchers = [
             Watcher(made.balancers["streamer"].port, "WebSocket"),
@@ -471,6 +489,7 @@ async def rolling(
             clients=clients,
             pace_s=pace_s,
             make=RollingClient,
+            rules=board.layout.rules if board else DEFAULT_RULES,
         )
         try:
             async with made.load:

@@ -106,6 +106,11 @@ ADDITIONS: Final = (
         "redis.call('PUBLISH', changes, string.format('%.0f:%.0f:later', epoch, seq))\n"
         "  redis.call('HSET', meta, 'later', '1')",
     ),
+    Addition("lua/turn.lua", "'k', 's', 'p', following)", "'k', 's', 'p', following, 'z', '1')"),
+    Addition(
+        "lua/submit.lua", "return 'k', 'h', 'l', limit, ", "return 'z', '1', 'k', 'h', 'l', limit, "
+    ),
+    Addition("lua/submit.lua", "'%s:%.0f:held', first", "'%s:%.0f:held:later', first"),
     Addition(
         "lua/trim.lua",
         "string.format('%.0f:%.0f', epoch, last)",
@@ -165,8 +170,9 @@ ADDITIONS: Final = (
 )
 
 TABLES: Final = (
-    *("actions", "audit_log", "backups", "boards", "dead_events", "flush_state"),
-    *("rejected_events", "score_events", "scores", "users"),
+    *("act_actions", "actions", "acts", "audit_log", "backups", "bans", "boards", "dead_events"),
+    *("flush_state", "held_actions", "rejected_events", "score_events", "scores"),
+    *("season_standings", "season_turns", "seasons", "users"),
 )
 
 
