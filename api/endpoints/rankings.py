@@ -50,12 +50,14 @@ _OWN: Final = (
 _RANK: Final = (
     "Returns the rank that a user who reached `score` now would get. A new arrival ranks last "
     "among equals. On a board of several partitions (the default is one) equals of other "
-    "partitions may rank below it, so the rank can be better, and not worse."
+    "partitions may rank below it, so the rank can be better, and not worse. With `season` it is "
+    "the rank in the final standings."
 )
 _CUTOFF: Final = (
     "Returns the score of the user at a rank, and the score with which another user takes that "
     "rank now. If the board has fewer users, `score` is omitted and any score suffices. On a board "
-    "of several partitions `rank` is at most 10,000."
+    "of several partitions `rank` is at most 10,000. With `season` both are those of the final "
+    "standings."
 )
 _HISTORY: Final = (
     "Returns the counted actions of a user, latest first, from PostgreSQL, which has an action "

@@ -103,8 +103,8 @@ _SEASONS: Final = (
     "Returns the seasons of a board, latest first; seasons without any action may be missing. "
     "The standings of a season are final about a second after its end; `winners` are the first "
     "three. `next` is `before` of the next page. A board without seasons has an empty list. The "
-    "standings themselves are those of `/api/scores/leaderboard` and "
-    "`/api/scores/users/{userId}` with `season`."
+    "standings themselves are those of the other reads with `season`; they change only by a "
+    "revision, `revisedAt`."
 )
 _STANDING: Final = (
     "Returns rank, score and, with `around`, that many neighbours on each side (near the start or "

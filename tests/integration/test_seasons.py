@@ -331,6 +331,33 @@ def _overdue_s() -> float:
     return REGISTRY.get_sample_value("scoreboard_season_overdue_seconds") or 0.0
 
 
+async def test_more_seasons_end_at_once_than_the_flusher_has_connections(
+    settings: Settings,
+) -> None:
+    world = World(settings, LONG)
+    world.board = Board("main", Layout(64, 1000, 4, LONG))
+    async with await connect(settings, name="test") as connection:
+        await insert_board(connection, world.board)
+    connection = await connect(settings, name="test", autocommit=True, **SESSION)
+    async with store_of(settings) as store, flushing(settings):
+        await reseed(store, connection, world.board, list(range(64)), actor="test")
+        await connection.close()
+        await eventually_async(lambda: is_drained(settings, partitions=64), 30)
+        end_s = int(time.time())
+        with redis.Redis.from_url(settings.redis_url.reveal(), decode_responses=True) as client:
+            for number in range(64):
+                meta = PartitionKeys(Partition("main", number)).meta
+                name, start, _ = str(client.hget(meta, "season")).split(":")
+                client.hset(meta, "season", f"{name}:{start}:{end_s}")
+
+        async def are_turned() -> bool:
+            states = await store.states("main")
+            return all(one.season and one.season.start_s >= end_s for one in states.values())
+
+        await eventually_async(are_turned, 15)
+        await world.frozen(1)
+
+
 async def _is_empty(world: World) -> bool:
     return await world.shown() == {}
 
