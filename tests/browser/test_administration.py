@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from playwright.async_api import Page, Route, expect
 
+from cli.target import read_state_file
 from scoreboard.security.tokens import ADMIN, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.browser import CONTRAST, OpenPage, PageGuard, keep_screenshot
 from tests.support.eventually import eventually_async
@@ -460,6 +462,41 @@ async def test_held_actions_are_released_and_voided(open_page: OpenPage, up: Up)
     await show(page, "held?state=voided")
     await expect(page.get_by_role("table", name="Held actions")).to_contain_text("zoe:1")
     assert await score_of(up, "zoe", board="cups") == 80
+
+
+async def test_an_action_held_in_an_ended_season_counts_in_the_current_one_if_that_is_chosen(
+    open_page: OpenPage, up: Up, guard: PageGuard
+):
+    guard.expect("Failed to load resource")
+    page = await open_page(up["api"] + "/admin")
+    await sign_in(page, up)
+    await make_board(page, "weeks", Seasons="weekly")
+    await page.get_by_role("button", name="Limits: weeks").click()
+    await page.get_by_role("dialog").get_by_label("Points of an action").fill("50")
+    await page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="weeks"))
+    await expect(row).to_contain_text("at most 50 points an action")
+    await score(up, "zoe", 60, board="weeks")
+
+    async def is_held() -> bool:
+        return bool((await read(up, "/api/admin/held", board="weeks"))["held"])
+
+    await eventually_async(is_held)
+    running = read_state_file(issuer_folder(up).parent)
+    assert running is not None
+    with psycopg.connect(running.database) as connection:
+        connection.execute("UPDATE held_actions SET season = '2026-W01' WHERE board = 'weeks'")
+    await show(page, "held?board=weeks")
+    await page.get_by_role("button", name="Release zoe:0 of zoe on weeks").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Reason").fill("it was a final")
+    await dialog.get_by_role("button", name="Preview").click()
+    await expect(dialog.get_by_role("status")).to_contain_text("is of season 2026-W01")
+    await dialog.get_by_label("Count in the current season").check()
+    await dialog.get_by_role("button", name="Preview").click()
+    await expect(dialog.get_by_text("Nothing is changed yet.")).to_be_visible()
+    await confirm(dialog, "Release: zoe on weeks")
+    assert await score_of(up, "zoe", board="weeks") == 60
 
 
 async def hold(page: Page, up: Up, board: str, **points: list[int]) -> None:

@@ -186,6 +186,10 @@ function fieldsOf({ kind, actionId }, values) {
       field("Until, not included", input("until", { ...attributes, value: values.until ?? null })),
     ];
   }
+  if (kind === "release" && values.season) {
+    const box = make("input", { type: "checkbox", name: "inCurrentSeason" });
+    return [make("label", { class: "pick" }, box, `Count in the current season, also if ${values.season} is over`)];
+  }
   return [];
 }
 
@@ -201,6 +205,7 @@ function planOf(chosen, values) {
   if (values.actionId !== undefined) plan.actionId = values.actionId;
   if (values.since !== undefined) plan.since = new Date(values.since).toISOString();
   if (values.until !== undefined) plan.until = new Date(values.until).toISOString();
+  if (values.inCurrentSeason !== undefined) plan.inCurrentSeason = true;
   return plan;
 }
 

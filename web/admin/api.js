@@ -3,7 +3,7 @@
  *
  * @typedef {"correct" | "void" | "void window" | "ban" | "unban" | "release" | "undo"} Kind
  * @typedef {{kind: Kind, board?: string, userId?: string, delta?: number, actionId?: string,
- *   since?: string, until?: string, act?: string, held?: number}} Plan
+ *   since?: string, until?: string, act?: string, held?: number, inCurrentSeason?: boolean}} Plan
  * @typedef {{score: number | null, rank: number | null}} Place
  * @typedef {{rank: number, userId: string, score: number}} TopRow
  * @typedef {{board: string, userId: string, kind: Kind, delta: number, actions: number,

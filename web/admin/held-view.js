@@ -133,10 +133,11 @@ function stateOf(context, { state, act, board, userId, voidedBy, voidedReason })
  * @param {HeldAction} one
  * @param {string} what
  */
-function buttonsOf(context, { id, board }, what) {
+function buttonsOf(context, { id, board, season }, what) {
   return make("span", { class: "row-buttons" },
     button("Release", () => {
-      openActDialog(context.api, { kind: "release", board, held: id }, `Release ${what}`, context.refresh);
+      openActDialog(context.api, { kind: "release", board, held: id }, `Release ${what}`, context.refresh,
+        { season: season ?? "" });
     }, { "aria-label": `Release ${what}` }),
     button("Void", () => {
       context.confirm(`Void ${what}? It then never counts.`, async ({ reason }) => {
