@@ -31,35 +31,37 @@ async def test_no_acknowledged_action_is_lost_or_doubled_by_any_fault(tmp_path: 
         Rules("best", "lowest", points="stated"),
         Rules("last", "highest", points="stated"),
         Rules("add", "lowest", lowering="players", points="stated"),
-        Rules(season="cron:*/7 * * * * *", time_zone="UTC"),
     ],
     ids=str,
 )
 async def test_boards_with_rules_keep_every_acknowledged_action(
     tmp_path: Path, rules: Rules
 ) -> None:
-    """Check the same on boards with other operators and the other order."""
+    """Check the same on boards with other operators and the other order, with acts."""
     schedule = endless(5)[: len(FAULTS)]
 
     report = await run_campaign(tmp_path, schedule, seed=5, clients=8, rules=rules)
 
     assert report.violations == []
     assert report.acknowledged > 1000
+    assert report.acts > 10
 
 
 @pytest.mark.timeout(240)
-async def test_a_board_with_limits_holds_or_counts_every_acknowledged_action(
+async def test_a_board_with_seasons_and_limits_holds_or_counts_every_acknowledged_action(
     tmp_path: Path,
 ) -> None:
-    """Check the same while one action in ten, and many in a window, exceed a limit."""
+    """Check the same with seasons of 7 s, while actions exceed a limit and an operator acts."""
     schedule = endless(3)[: len(FAULTS)]
-    limits = Limits(45, 150, 10)
+    rules = Rules(season="cron:*/7 * * * * *", time_zone="UTC")
+    limits = Limits(45, 300, 10)
 
-    report = await run_campaign(tmp_path, schedule, seed=3, clients=8, limits=limits)
+    report = await run_campaign(tmp_path, schedule, seed=3, clients=8, rules=rules, limits=limits)
 
     assert report.violations == []
     assert report.acknowledged - report.held > 500
     assert report.held > 100
+    assert report.acts > 10
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
