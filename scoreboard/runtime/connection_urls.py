@@ -8,11 +8,16 @@ Invariant: no return value and no error contains a part of a password, except ``
 
 import re
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+
+from msgspec import Struct
 
 from scoreboard.errors import ScoreboardError, SettingInvalid
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+SENTINEL_SCHEMES: Final = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
+"""Schemes whose hosts are sentinels, with the one of the servers that the sentinels name."""
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", *SENTINEL_SCHEMES)
 DATABASE_SCHEMES: Final = ("postgresql", "postgres")
 
 _ENCODE: Final = "encode / ? # @ : % and spaces in a user name or password as %2F %3F %23 …"
@@ -21,17 +26,28 @@ _TLS_PARAMETERS: Final = (
     "ssl_check_hostname",
 )
 """No timeouts: those are settings, and redis-py prefers parameters of the URL."""
+_SENTINEL_PARAMETERS: Final = ("sentinel_username", "sentinel_password")
+SENTINEL_PORT: Final = 26379
 _TLS_CHECKS: Final = ("none", "optional", "required")
 _BAD_PERCENT: Final = re.compile(r"%(?:00|(?![0-9A-Fa-f]{2}))")
 _DATABASE_NUMBER: Final = re.compile(r"[0-9]{1,4}")
-_HOST_PORT: Final = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\[\]:@]*)(?::(?P<port>\d*))?")
+_HOST_PORT: Final = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.%]+)\]|(?P<name>[^\[\]:@]*))(?::(?P<port>\d*))?"
+)
+_SERVICE: Final = re.compile(r"/(?P<service>[A-Za-z0-9._-]{1,64})(?:/(?P<database>[0-9]{1,4})?)?")
 _WORDS_MAX: Final = 300
 
 
 def check_redis_url(text: str) -> None:
     """Raise SettingInvalid, without repeating it, if ``text`` is not a URL of Redis."""
     parts = _split("REDIS_URL", text, REDIS_SCHEMES)
-    allowed = {"redis": (), "rediss": _TLS_PARAMETERS, "unix": ("db",)}[parts.scheme]
+    allowed = {
+        "redis": (),
+        "rediss": _TLS_PARAMETERS,
+        "unix": ("db",),
+        "redis+sentinel": _SENTINEL_PARAMETERS,
+        "rediss+sentinel": (*_TLS_PARAMETERS, *_SENTINEL_PARAMETERS),
+    }[parts.scheme]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in allowed or (name == "ssl_cert_reqs" and value not in _TLS_CHECKS):
             known = f"allowed are {', '.join(allowed)}" if allowed else "this scheme allows none"
@@ -41,6 +57,13 @@ def check_redis_url(text: str) -> None:
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.path == "/":
             raise _wrong("REDIS_URL", "unix:// must be followed by the absolute path of a socket")
+        return
+    if parts.scheme in SENTINEL_SCHEMES:
+        _check_hosts("REDIS_URL", parts, most=16)
+        if not _SERVICE.fullmatch(parts.path):
+            raise _wrong(
+                "REDIS_URL", "the sentinels must be followed by the name of the primary: /NAME"
+            )
         return
     _check_hosts("REDIS_URL", parts, most=1)
     if parts.path not in {"", "/"} and not _DATABASE_NUMBER.fullmatch(parts.path[1:]):
@@ -68,6 +91,45 @@ def redact_url(url: str) -> str:
     user, _, hosts = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
     return f"{parts.scheme}://{name + '@' if name else ''}{hosts}{parts.path}"
+
+
+class SentinelAddress(Struct, frozen=True):
+    """The parts of a URL that names sentinels.
+
+    ``node_url`` is a URL of the servers with a host in place of theirs. ``login`` are user name and
+    password of the sentinels, empty without.
+    """
+
+    node_url: str
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    login: tuple[str, str]
+
+    def __repr__(self) -> str:
+        """Return no password."""
+        return f"SentinelAddress({self.service})"
+
+
+def parse_sentinel_url(text: str) -> SentinelAddress | None:
+    """Return the parts of a valid URL of sentinels; None for another URL of Redis."""
+    parts = urlsplit(text)
+    scheme = SENTINEL_SCHEMES.get(parts.scheme)
+    if scheme is None:
+        return None
+    user, at, listed = parts.netloc.rpartition("@")
+    found = [_HOST_PORT.fullmatch(one) for one in listed.split(",")]
+    hosts = [
+        (one["address"] or one["name"] or "localhost", int(one["port"] or SENTINEL_PORT))
+        for one in found
+        if one is not None
+    ]
+    place = _SERVICE.fullmatch(parts.path)
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    login = tuple(given.pop(name, "") for name in _SENTINEL_PARAMETERS)
+    service, database = (place["service"], place["database"] or "0") if place else ("", "0")
+    query = f"?{urlencode(given)}" if given else ""
+    node_url = f"{scheme}://{user}{at}localhost/{database}{query}"
+    return SentinelAddress(node_url, tuple(hosts), service, (login[0], login[1]))
 
 
 def driver_error(error: ScoreboardError) -> BaseException | None:

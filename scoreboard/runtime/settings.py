@@ -99,7 +99,10 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     redis_url: Annotated[
         Secret,
-        _description("URL of Redis or Valkey, redis:// or rediss://; may contain a password"),
+        _description(
+            "URL of Redis or Valkey, redis:// or rediss://, or redis+sentinel://HOST,HOST,HOST/NAME"
+            "; may contain a password"
+        ),
     ]
     database_url: Annotated[
         Secret, _description("URL of PostgreSQL, postgresql://; may contain a password")

@@ -7,13 +7,19 @@ current ones.
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import hiredis
 import redis.asyncio as aioredis
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import AuthenticationError, ResponseError
@@ -21,6 +27,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import SecretsUnavailable
+from scoreboard.runtime.connection_urls import SentinelAddress, parse_sentinel_url
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import state_gauge
 from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
@@ -175,6 +182,51 @@ def is_login_outdated(connection: AbstractConnection) -> bool:
     return isinstance(login, _Login) and connection.is_connected and login.is_outdated(connection)
 
 
+class _Sentinels:
+    """Tells redis-py's connections the address of the primary, in place of its own pool.
+
+    Each connection asks when it connects; a sentinel that does not answer is asked last afterwards.
+    """
+
+    is_master = True
+    check_connection = False
+
+    def __init__(
+        self, address: SentinelAddress, settings: Settings, tls: Mapping[str, Any]
+    ) -> None:
+        self._hosts = list(address.hosts)
+        self._service = address.service
+        username, password = address.login
+        self._options: dict[str, Any] = {
+            "username": username or None,
+            "password": password or None,
+            "socket_timeout": settings.redis_connect_timeout_s,
+            "socket_connect_timeout": settings.redis_connect_timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "retry_on_error": [],
+            "decode_responses": True,
+            **tls,
+        }
+
+    async def get_master_address(self) -> tuple[str, int]:
+        """Return host and port of the primary.
+
+        Raises RedisConnectionError if no sentinel knows one.
+        """
+        manager = Sentinel(self._hosts, sentinel_kwargs=self._options)
+        try:
+            host, port = await manager.discover_master(self._service)
+        except BaseException as error:
+            forget_frames(error)
+            raise
+        finally:
+            await manager.aclose()
+        answered: Any = manager.sentinels[0].connection_pool.connection_kwargs
+        first = answered["host"], answered["port"]
+        self._hosts.sort(key=lambda one: one != first)
+        return str(host), int(port)
+
+
 class _Pool(aioredis.BlockingConnectionPool):
     """A pool whose connections are closed after a change of the secret."""
 
@@ -209,6 +261,9 @@ def make_pool(
     store = secret_store(settings, "redis") if login is None else None
     source = store if login is None else _FixedLogin(login)
     url = settings.redis_url.reveal()
+    sentinels = parse_sentinel_url(url)
+    if sentinels is not None:
+        url = sentinels.node_url
     pool = _Pool.from_url(
         url,
         max_connections=connections,
@@ -230,10 +285,23 @@ def make_pool(
         store.on_change(pool.close_outdated)
     # The connection class follows from the URL's scheme.
     kind: type[AbstractConnection] = pool.connection_class
+    if sentinels is not None:
+        kind = _follow(pool, sentinels, settings)
     pool.connection_class = type(
         kind.__name__, (_LeavesReplicas, _HiredisPacking, _DirectSend, kind), {}
     )
     return pool
+
+
+def _follow(
+    pool: _Pool, sentinels: SentinelAddress, settings: Settings
+) -> type[AbstractConnection]:
+    """Let the connections of a pool ask sentinels; return their class."""
+    has_tls = issubclass(pool.connection_class, SSLConnection)
+    tls = {name: text for name, text in pool.connection_kwargs.items() if name.startswith("ssl_")}
+    options = {"ssl": True, **tls} if has_tls else {}
+    pool.connection_kwargs["connection_pool"] = _Sentinels(sentinels, settings, options)
+    return SentinelManagedSSLConnection if has_tls else SentinelManagedConnection
 
 
 def make_client(

@@ -1,6 +1,7 @@
 """URLs of Redis and PostgreSQL: which are refused, without any part of their password."""
 
 import pytest
+from redis.asyncio.sentinel import SentinelManagedSSLConnection
 
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SettingInvalid
 from scoreboard.runtime import settings
@@ -10,8 +11,11 @@ from scoreboard.runtime.connection_urls import (
     driver_error,
     error_text,
     extract_passwords,
+    parse_sentinel_url,
     redact_url,
 )
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_connection
 
 PASSWORD = "s3cretTiger"  # every part of it must stay hidden
 HINT = "s3cret"
@@ -22,6 +26,9 @@ GOOD_REDIS = [
     "rediss://user:p%2Fw@example.org:7000/3?ssl_cert_reqs=none",
     "redis://[::1]:6379/0",
     "unix:///run/valkey.sock?db=1",
+    "redis+sentinel://one,two:26380,[::1]:26381/scores",
+    "redis+sentinel://user:p%2Fw@one/scores/3?sentinel_username=watch&sentinel_password=p%2Fw",
+    "rediss+sentinel://one/scores?ssl_ca_certs=/ca.pem",
 ]
 BAD_REDIS = [
     f"http://:{PASSWORD}@127.0.0.1:1",
@@ -47,6 +54,13 @@ BAD_REDIS = [
     f"redis://:{PASSWORD}%00@127.0.0.1:1/0",
     f"unix://:{PASSWORD}@",
     f"unix://:{PASSWORD}@/run/valkey.sock?db=main",
+    f"redis+sentinel://:{PASSWORD}@one,two",
+    f"redis+sentinel://:{PASSWORD}@one,two/",
+    f"redis+sentinel://:{PASSWORD}@one,two/scores/main",
+    f"redis+sentinel://:{PASSWORD}@one,two:0/scores",
+    f"redis+sentinel://one/scores?password={PASSWORD}",
+    f"redis+sentinel://one/scores?sentinel_password={PASSWORD}&ssl_cert_reqs=none",
+    f"rediss+sentinel://one/scores?sentinel_password={PASSWORD}&ssl_cert_reqs=maybe",
 ]
 GOOD_DATABASE = [
     "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
@@ -101,6 +115,28 @@ def test_an_invalid_postgresql_url_is_refused_without_its_password(url: str) -> 
     assert refused.value.detail.startswith("DATABASE_URL is not a URL of PostgreSQL: ")
     assert HINT not in refused.value.detail
     assert HINT not in repr(refused.value.__context__)
+
+
+def test_a_url_of_sentinels_has_the_login_of_both_kinds_of_servers() -> None:
+    found = parse_sentinel_url(
+        f"rediss+sentinel://me:{PASSWORD}@one,[::1]:7/scores/3"
+        f"?ssl_ca_certs=/ca.pem&sentinel_username=you&sentinel_password={PASSWORD}%2F"
+    )
+
+    assert found is not None
+    assert found.node_url == f"rediss://me:{PASSWORD}@localhost/3?ssl_ca_certs=%2Fca.pem"
+    assert (found.hosts, found.service) == ((("one", 26379), ("::1", 7)), "scores")
+    assert found.login == ("you", f"{PASSWORD}/")
+    assert HINT not in repr(found)
+    assert parse_sentinel_url("redis://localhost") is None
+
+
+def test_connections_to_a_primary_behind_sentinels_use_tls() -> None:
+    url = Secret("rediss+sentinel://one/scores?ssl_ca_certs=/ca.pem&ssl_check_hostname=no")
+    connection = make_connection(Settings(redis_url=url), name="test")
+
+    assert isinstance(connection, SentinelManagedSSLConnection)
+    assert connection.ssl_context.ca_certs == "/ca.pem"
 
 
 def test_a_url_is_shown_without_password_and_parameters() -> None:
