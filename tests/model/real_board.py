@@ -171,7 +171,7 @@ class RealBoard:
             async def is_over() -> bool:
                 return running.done() or await self.is_drained(number)
 
-            await eventually_async(is_over, within_s=10, every_s=0.002)
+            await eventually_async(is_over, within_s=30, every_s=0.002)
             stop.set()
             with suppress(Died):
                 await running
