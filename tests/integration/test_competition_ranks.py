@@ -34,7 +34,7 @@ from scoreboard.moderation.plans import BanChange, Correction, Request, Undo, Vo
 from scoreboard.recovery.reseed import SESSION, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.keys import PartitionKeys
-from tests.support.clients.viewer import Connect, StartStreamer
+from tests.support.clients.viewer import Connect, RawViewer, StartStreamer
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import ApiClient, StartApi
 from tests.support.servers.flushers import act, flushing, is_drained, query, store_of
@@ -448,15 +448,22 @@ async def test_every_permitted_id_is_one_user_in_the_current_and_in_final_standi
 async def test_viewers_get_every_row_that_moves(
     partitions: int, compete: Compete, start_streamer: StartStreamer, connect: Connect
 ) -> None:
-    """Only the row of the user who acted was sent; those who were pushed down stayed."""
+    """Only the row of the user who acted was sent; those who were pushed down stayed.
+
+    Or only viewers of the process that had the change got it: here there are two streamers.
+    """
     async with compete(BEST_LOWEST, partitions=partitions) as competition:
         await competition.play(*((f"user-{n:02}", "win:1", 100 + n) for n in range(12)))
-        running = await start_streamer(opened=False)
-        await eventually_async(lambda: running.streamer.watcher.is_ready)
-        viewer = await connect(running.port)
+        viewers: list[RawViewer] = []
+        for running in [await start_streamer(opened=False) for _ in range(2)]:
+            await eventually_async(lambda one=running: one.streamer.watcher.is_ready)
+            viewers.append(await connect(running.port))
 
         async def shows(*order: int) -> None:
             expected = [f"user-{n:02}" for n in order]
+            await asyncio.gather(*(show(viewer, expected) for viewer in viewers))
+
+        async def show(viewer: RawViewer, expected: list[str]) -> None:
             async with asyncio.timeout(2):  # without a notification, up to 5 s
                 while True:
                     rows = (await viewer.next("leaderboard"))["leaderboard"]
@@ -472,7 +479,6 @@ async def test_viewers_get_every_row_that_moves(
         if partitions == 1:  # equal scores of two partitions are not ordered by time
             await shows(1, 0, 2, 3, 4, 5, 11, 6, 7, 8)
         else:
-            await eventually_async(lambda: viewer.messages[-1])
             order = [user for _, user, _ in await competition.page(limit=10)]
             await shows(*(int(user[-2:]) for user in order))
         await competition.act(Void("user-11", "win:2"))
