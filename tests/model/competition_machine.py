@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from scoreboard.errors import ActionConflict, OperatorMistake, ScoreboardError, UnknownUser
+from scoreboard.errors import ActConflict, OperatorMistake, ScoreboardError, UnknownUser
 from scoreboard.model import NO_LIMITS, Action, Board, Layout, Limits, Receipt, Rules
 from scoreboard.moderation.acts import Done
 from scoreboard.moderation.plans import (
@@ -324,7 +324,7 @@ class CompetitionMachine(RuleBasedStateMachine):
             async with self.real.moderator() as moderator:
                 assert await moderator.repeat(request, reason=REASON, act_id=act_id)
 
-        expected = ActionConflict if is_another else OperatorMistake if act.is_refused else None
+        expected = ActConflict if is_another else OperatorMistake if act.is_refused else None
         assert self.outcome(use()) is expected
         assert (self.real.snapshot(), self.wait(self.audited())) == (before, rows)
 
