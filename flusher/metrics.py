@@ -107,7 +107,8 @@ OPEN_DEAD_LETTERS: Final = Children(
 )
 SEASON_OVERDUE: Final = gauge(
     "season_overdue_seconds",
-    "How long the longest current season of a partition that accepts actions has been over",
+    "How long the current season has been over, of the partition that accepts actions and for "
+    "which this is longest",
     normal="below 2",
 )
 HELD_ACTIONS: Final = gauge(

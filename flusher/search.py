@@ -166,9 +166,6 @@ class Search:
                 ):
                     self._roster.wake(partition)
                 _show_dead_letters(self._configured, await count_dead_letters(connection))
-                waiting = await count_held(connection)
-                metrics.HELD_ACTIONS.set(waiting.actions)
-                metrics.HELD_AGE.set(waiting.oldest_s)
             POSTGRES_UP.set(1)
             self._strangers.clear()
             self._search_due_s = time.monotonic() + SEARCH_EVERY_S
@@ -180,6 +177,9 @@ class Search:
             async with asyncio.timeout(SCAN_LIMIT_S):
                 await self._scan(connection)
                 await self._copy_list(connection)
+                waiting = await count_held(connection)
+                metrics.HELD_ACTIONS.set(waiting.actions)
+                metrics.HELD_AGE.set(waiting.oldest_s)
 
     async def _find_configured(self, connection: Connection) -> None:
         """Serve the partitions of the configured boards, and those that they no longer have."""

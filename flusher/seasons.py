@@ -174,7 +174,7 @@ class Seasons:
         if self._failures.get(what) == error.code:
             return
         self._failures[what] = error.code
-        if what == _FREEZING:
+        if what.startswith(_FREEZING):
             _log.warning("seasons_not_frozen", reason=error.detail)
         else:
             partition = None if what in {"", _LIST} else what
@@ -220,9 +220,20 @@ class Seasons:
             if await freeze_season(connection, board, season):
                 _log.info("season_frozen", board=board, season=season)
         for board, season in await select_seasons_to_revise(connection, limit=FREEZE_MAX):
+            await self._revise(connection, board, season)
+        return bool(found)
+
+    async def _revise(self, connection: Connection, board: str, season: str) -> None:
+        """Revise a season; one that cannot be revised does not hold up the others."""
+        try:
             users = await revise_season(
                 connection, board, season, actor=ACTOR, reason="actions were counted later"
             )
-            if users is not None:
-                _log.info("season_revised", board=board, season=season, users=users)
-        return bool(found)
+        except ScoreboardError as error:
+            if connection.closed:
+                raise
+            self._note(f"{_FREEZING} {board} {season}", error)
+            return
+        self._failures.pop(f"{_FREEZING} {board} {season}", None)
+        if users is not None:
+            _log.info("season_revised", board=board, season=season, users=users)

@@ -292,7 +292,7 @@ class UserBoard(Struct, frozen=True, rename="camel"):
 
 
 class UserSeason(Struct, frozen=True):
-    """A user in the final standings of a season."""
+    """A user's score in an ended season, and its final rank."""
 
     board: BoardName
     season: SeasonId

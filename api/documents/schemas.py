@@ -255,8 +255,9 @@ class SeasonSummary(Struct, frozen=True, rename="camel", omit_defaults=True):
     ]
     revised_at: Annotated[
         int | UnsetType,
-        Meta(description="When an operator last had the final standings computed again, ms since "
-             "1970, because an action of the season was counted later; omitted if never."),
+        Meta(description="When the final standings were last computed again, ms since "
+             "1970: an action of the season was counted later, or an operator asked for it; "
+             "omitted if never."),
     ] = UNSET  # fmt: skip
 
 

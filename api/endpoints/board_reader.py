@@ -38,6 +38,9 @@ from scoreboard.seasons import Season
 from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import Boards
 
+TURNS_MAX: Final = 16
+"""Partitions of a board whose season is ended at once."""
+
 BOARD_TTL_S: Final = 1.0
 """How long a board's layout and visibility are cached: a board that becomes private, or is deleted,
 is closed to readers within this time."""
@@ -192,9 +195,13 @@ class BoardReader:
         is_current = season == known.season and season is not None and time.time() < season.end_s
         if season is None or is_current or board.state == "archived":
             return board
-        numbers = range(board.layout.partitions)
-        turned = await asyncio.gather(*(self._turn(board, number) for number in numbers))
+        turned: list[Season | None] = []
+        for start in range(0, board.layout.partitions, TURNS_MAX):
+            numbers = range(start, min(start + TURNS_MAX, board.layout.partitions))
+            turned += await asyncio.gather(*(self._turn(board, number) for number in numbers))
         known.season = turned[0] if all(turned) else None
+        if known.season is not None:
+            known.turn_failure = ""
         known.own_changes += 1
         return board
 
@@ -210,7 +217,6 @@ class BoardReader:
                 known.turn_failure = error.code
                 _log.warning("season_not_turned", board=board.name, reason=error.detail)
             return None
-        known.turn_failure = ""
         return season
 
     def _of(self, board: str) -> _Known:

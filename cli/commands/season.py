@@ -174,5 +174,7 @@ async def _revise(settings: Settings, name: str, season_id: str, reason: str) ->
             connection, name, season_id, actor=operator_name(), reason=reason, is_forced=True
         )
         if users is None:
-            raise UnknownSeason(f"Board {name} has no final season {season_id}")
+            raise UnknownSeason(
+                f"Board {name} has no final season {season_id}, or it is being revised now"
+            )
         return users

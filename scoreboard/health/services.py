@@ -4,6 +4,7 @@
 metrics named here are parsed.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
@@ -74,13 +75,13 @@ async def fetch(
 
     Raises httpx.HTTPError, Unavailable.
     """
-    body = b""
+    body = bytearray()
     async with client.stream("GET", url, headers=headers) as response:
         async for part in response.aiter_bytes():
             body += part
             if len(body) > BODY_BYTES_MAX:
                 raise Unavailable(f"the response is larger than {BODY_BYTES_MAX} bytes")
-    return response.status_code, body
+    return response.status_code, bytes(body)
 
 
 def parse_samples(text: bytes) -> Samples:
@@ -94,6 +95,8 @@ def parse_samples(text: bytes) -> Samples:
     samples: Samples = defaultdict(float)
     for family in text_string_to_metric_families("\n".join([*used, ""])):
         for sample in family.samples:
+            if not math.isfinite(sample.value):
+                raise ValueError(f"{sample.name} is {sample.value}")
             samples[Key(sample.name, tuple(sorted(sample.labels.items())))] += sample.value
     return dict(samples)
 

@@ -31,7 +31,7 @@ _INSERT_PARTITION: Final = resources.query("insert_ledger_partition")
 _SET_LEDGER_DETACHED: Final = resources.query("set_ledger_detached")
 _REQUIRE_SCHEMA: Final = resources.query("require_detachable_schema")
 _INSERT_SUMS: Final = resources.query("insert_score_sums")
-_SELECT_SUMMED_SEASONS: Final = resources.query("select_summed_seasons")
+_SELECT_SEASONS: Final = resources.query("select_counted_seasons")
 _COUNT_DIFFERING: Final = resources.query("count_differing_sums")
 _DELETE_SUMS: Final = resources.query("delete_score_sums")
 _COUNT_OPEN_WORK: Final = resources.query("count_open_work")
@@ -134,7 +134,8 @@ async def require_ledger(connection: Connection, board: str) -> None:
     if await is_detached(connection, board):
         raise OperatorMistake(
             f"The ledger of board {board} is detached: its actions are not online, and its scores "
-            f"are final; scoreboard ledger attach {board} reverses that"
+            "are final",
+            hint=f"scoreboard ledger attach {board} reverses that",
         )
 
 
@@ -157,8 +158,8 @@ async def require_complete_separation(connection: Connection, board: str) -> Non
     """
     if await _ask(connection, _IS_SEPARATION_BEGUN, board):
         raise OperatorMistake(
-            f"The partition of board {board} is not complete: first run scoreboard ledger separate "
-            f"{board} again"
+            f"The partition of board {board} is not complete",
+            hint=f"first run scoreboard ledger separate {board} again",
         )
 
 
@@ -223,11 +224,12 @@ async def detach(connection: Connection, board: str, *, actor: str) -> LedgerPar
         await connection.execute(_LOCK_TIMEOUT)
         await connection.execute(_LOCK_ROWS.format(**names))
         await _require_no_open_work(connection, board)
+        await _require_equal_scores(connection, board)
         await connection.execute(_INSERT_SUMS, {"board": board})
+        # Last: from here on, a list of acts waits for the end of the transaction.
         await connection.execute(_DETACH.format(**names))
         await connection.execute(_SET_LEDGER_DETACHED, {"board": board, "is_detached": True})
         await connection.execute(_REQUIRE_SCHEMA)
-        await _require_equal_scores(connection, board)
         return await _record(connection, trail, board, actor=actor, action="ledger detach")
 
 
@@ -332,8 +334,8 @@ async def _require_no_open_work(connection: Connection, board: str) -> None:
 
 
 async def _require_equal_scores(connection: Connection, board: str) -> None:
-    """Check that every score is its kept sum, as verify does afterwards."""
-    cursor = await connection.execute(_SELECT_SUMMED_SEASONS, {"board": board})
+    """Check that every score is the sum of the ledger, and so the sum that is kept."""
+    cursor = await connection.execute(_SELECT_SEASONS, {"board": board})
     for (season,) in await cursor.fetchall():
         found = await check_sums(connection, board, None, season=season, limit=1)
         if found:

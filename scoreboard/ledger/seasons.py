@@ -34,6 +34,7 @@ _SELECT_STANDINGS_OF: Final = resources.query("select_season_standings_of")
 _SELECT_SCORE_RANK: Final = resources.query("select_season_score_rank")
 _ASK_REVISION: Final = resources.query("ask_season_revision")
 _SELECT_TO_REVISE: Final = resources.query("select_seasons_to_revise")
+_LOCK_SEASON: Final = resources.query("lock_season")
 _REVISE: Final = resources.query("revise_season")
 
 WINNERS: Final = 3
@@ -154,15 +155,18 @@ async def revise_season(
 ) -> int | None:
     """Compute the final standings of a season again from its scores, with a row in the audit log.
 
-    Returns the number of users; None, and changes nothing, if the season is not frozen or, unless
-    ``is_forced``, nobody asked for it. Users who were banned when it was frozen stay out.
-    ``connection`` is in autocommit. It takes seconds for a large season, and blocks no commit.
+    Returns the number of users; None, and changes nothing, if the season is not frozen, if another
+    process revises it or, unless ``is_forced``, if nobody asked for it. Users who were banned when
+    it was frozen stay out. ``connection`` is in autocommit. It takes seconds for a large season,
+    and blocks no commit.
 
     Raises DatabaseUnavailable.
     """
     place = {"board": board, "season": season}
     parameters = {**place, "name": scores_name(board, season), "is_forced": is_forced}
     async with audited(connection) as trail:
+        if not await (await connection.execute(_LOCK_SEASON, place)).fetchall():
+            return None
         row = await (await connection.execute(_REVISE, parameters)).fetchone()
         if row is None:
             return None

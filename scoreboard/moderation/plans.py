@@ -213,8 +213,8 @@ class Release(Struct, frozen=True):
             if not self.in_current_season:
                 raise OperatorMistake(
                     f"Held action {held.id} is of season {held.season}, which is over. Void it, or "
-                    f"let it count in {season}: scoreboard held release {held.id} "
-                    "--in-current-season"
+                    f"let it count in {season}",
+                    hint=f"scoreboard held release {held.id} --in-current-season",
                 )
             detail["heldIn"] = held.season
         rules = board.layout.rules

@@ -124,7 +124,8 @@ def parse_sentinel_url(text: str) -> SentinelAddress | None:
         if one is not None
     ]
     place = _SERVICE.fullmatch(parts.path)
-    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    # A plus sign in a password is meant as one, as before the host.
+    given = dict(parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True))
     login = tuple(given.pop(name, "") for name in _SENTINEL_PARAMETERS)
     service, database = (place["service"], place["database"] or "0") if place else ("", "0")
     query = f"?{urlencode(given)}" if given else ""

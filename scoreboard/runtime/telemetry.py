@@ -187,6 +187,7 @@ _SECRET_TEXT = re.compile(
     r"eyJ[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*){0,2}"  # a JWT
     r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"  # user:password of a URL
     r"|(?i:(?<=bearer )\S+)"
+    r"|(?i:(?<=password=)[^&\s]+)"  # a parameter of a URL
 )
 _REDACTED = "[redacted]"
 

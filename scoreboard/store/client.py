@@ -16,6 +16,7 @@ import redis.asyncio as aioredis
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelManagedConnection,
     SentinelManagedSSLConnection,
@@ -196,6 +197,7 @@ class _Sentinels:
     ) -> None:
         self._hosts = list(address.hosts)
         self._service = address.service
+        self._limit_s = 2 * settings.redis_connect_timeout_s
         username, password = address.login
         self._options: dict[str, Any] = {
             "username": username or None,
@@ -211,11 +213,16 @@ class _Sentinels:
     async def get_master_address(self) -> tuple[str, int]:
         """Return host and port of the primary.
 
-        Raises RedisConnectionError if no sentinel knows one.
+        Raises RedisConnectionError if no sentinel knows one, RedisTimeoutError.
         """
         manager = Sentinel(self._hosts, sentinel_kwargs=self._options)
         try:
-            host, port = await manager.discover_master(self._service)
+            async with asyncio.timeout(self._limit_s):
+                host, port = await manager.discover_master(self._service)
+        except TimeoutError:
+            raise RedisTimeoutError("the sentinels did not answer in time") from None
+        except MasterNotFoundError:
+            raise RedisConnectionError(f"no sentinel names a primary {self._service}") from None
         except BaseException as error:
             forget_frames(error)
             raise

@@ -41,7 +41,7 @@ BEGIN
     ALTER TABLE score_events ATTACH PARTITION score_events_others DEFAULT;
 END $$;
 -- The boards with a partition of their own. While `detached_at` is set, the rows of the board are in the schema
--- `detached`, and their sums are in score_sums: scores.score is the sum of both.
+-- `detached`, and their sums are in score_sums: scores.score is the kept sum.
 CREATE TABLE IF NOT EXISTS ledger_partitions (
     board        TEXT        NOT NULL CONSTRAINT ledger_partitions_pk PRIMARY KEY,
     separated_at TIMESTAMPTZ NOT NULL DEFAULT now(),
@@ -66,6 +66,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
+REVOKE ALL ON FUNCTION board_stays_closed FROM PUBLIC;
 CREATE OR REPLACE TRIGGER boards_stay_closed BEFORE UPDATE OF state ON boards
     FOR EACH ROW WHEN (NEW.state = 'open') EXECUTE FUNCTION board_stays_closed();
 -- No service has a right on it.

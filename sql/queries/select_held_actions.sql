@@ -30,7 +30,9 @@ SELECT * FROM (
       AND (%(action_id)s::TEXT IS NULL OR h.action_id = %(action_id)s)
       AND (%(limit_kind)s::TEXT IS NULL OR h.limit_kind = %(limit_kind)s)
       AND (%(since)s::TIMESTAMPTZ IS NULL OR h.occurred_at >= %(since)s)
-      AND (%(state)s::TEXT IS DISTINCT FROM 'held' OR h.voided_at IS NULL)
+      AND (%(state)s::TEXT IS DISTINCT FROM 'held' OR (
+          h.voided_at IS NULL AND EXISTS (SELECT FROM boards b WHERE b.board = h.board AND b.state <> 'deleted')
+      ))
 ) found
 WHERE %(state)s::TEXT IS NULL OR found.state = %(state)s
 ORDER BY id

@@ -20,6 +20,7 @@ from scoreboard.ledger.exports import open_rows, user_tables
 from scoreboard.ledger.held import HeldFilter, select_held
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.seasons import (
+    ask_revision,
     count_season_scores,
     current_scores,
     freeze_season,
@@ -1043,3 +1044,33 @@ async def found_by(world: World, season: str | None = None) -> list[tuple[str, s
         await client.aclose()
     assert verdict.drifted == ()
     return [(one.check, one.detail) for one in verdict.findings]
+
+
+async def test_two_revisions_of_a_season_at_once_are_one_after_the_other(world: World) -> None:
+    """A second one that waited for the first would insert its standings again."""
+    first = await world.season()
+    async with flushing(world.settings):
+        await world.play(Action("alice", "win:1", 30), Action("bob", "win:1", 31))
+        await world.drained()
+        await world.end()
+        await world.frozen(1)
+    one, other = await world.connected(), await world.connected()
+    try:
+        async with one.transaction():
+            await one.execute("SELECT FROM seasons WHERE season = %s FOR UPDATE", [first])
+            for is_forced in (False, True):
+                await ask_revision(other, "main", first, "test")
+                done = await revise_season(
+                    other, "main", first, actor="me", reason="test", is_forced=is_forced
+                )
+                assert done is None
+        revise = {"actor": "me", "reason": "test", "is_forced": True}
+        found = await asyncio.gather(
+            *(revise_season(each, "main", first, **revise) for each in (one, other))
+        )
+        assert set(found) <= {2, None}
+        assert 2 in found
+        assert standings(world) == [(1, "bob", 31), (2, "alice", 30)]
+    finally:
+        await one.close()
+        await other.close()

@@ -120,13 +120,13 @@ def test_an_invalid_postgresql_url_is_refused_without_its_password(url: str) -> 
 def test_a_url_of_sentinels_has_the_login_of_both_kinds_of_servers() -> None:
     found = parse_sentinel_url(
         f"rediss+sentinel://me:{PASSWORD}@one,[::1]:7/scores/3"
-        f"?ssl_ca_certs=/ca.pem&sentinel_username=you&sentinel_password={PASSWORD}%2F"
+        f"?ssl_ca_certs=/ca.pem&sentinel_username=you&sentinel_password={PASSWORD}%2F+"
     )
 
     assert found is not None
     assert found.node_url == f"rediss://me:{PASSWORD}@localhost/3?ssl_ca_certs=%2Fca.pem"
     assert (found.hosts, found.service) == ((("one", 26379), ("::1", 7)), "scores")
-    assert found.login == ("you", f"{PASSWORD}/")
+    assert found.login == ("you", f"{PASSWORD}/+")
     assert HINT not in repr(found)
     assert parse_sentinel_url("redis://localhost") is None
 

@@ -185,7 +185,8 @@ class AdminBoards(Controller):
         "/{name:str}/leaderboard",
         operation_id="readLeaderboardOfBoard",
         summary="Read a page of the ranking of any board",
-        description="As `/api/scores/leaderboard`, also of private boards.",
+        description="As `/api/scores/leaderboard`, also of private boards, and without names; "
+        "`limit` is 100 by default.",
         security=SECURITY,
         response_description="A page of the ranking.",
         responses=admin_problems(

@@ -82,21 +82,20 @@ class Processes:
 
     async def _resolve(self, url: str, deadline_s: float) -> list[str]:
         """Return an address for each process behind a URL; the URL itself if there is no other."""
-        parts = urlsplit(url)
-        if parts.scheme == "https" or not parts.hostname:  # a certificate is for the name
-            return [url]
         loop = asyncio.get_running_loop()
         try:
+            parts = urlsplit(url)
+            port = parts.port or 80
+            if parts.scheme == "https" or not parts.hostname:  # a certificate is for the name
+                return [url]
             async with asyncio.timeout_at(deadline_s):
-                known = await loop.getaddrinfo(
-                    parts.hostname, parts.port or 80, type=socket.SOCK_STREAM
-                )
-        except (OSError, TimeoutError):
+                known = await loop.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError, ValueError):  # also a port or a name that cannot be
             return [url]
         # A name with addresses of both families would be each process twice.
         family = min(one[0] for one in known)
         hosts = sorted({str(one[4][0]) for one in known if one[0] == family})
-        return [parts._replace(netloc=netloc(host, parts.port or 80)).geturl() for host in hosts]
+        return [parts._replace(netloc=netloc(host, port)).geturl() for host in hosts]
 
     async def _ask(
         self, service: Service, url: str, address: str, deadline_s: float
@@ -112,11 +111,8 @@ class Processes:
             async with asyncio.timeout_at(deadline_s):
                 ready, _ = await fetch(self._client, f"{address}/health/ready", headers)
                 status, text = await fetch(self._client, f"{address}/metrics", headers)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, Unavailable):
-            return _unknown(service, where)
-        try:
             samples = parse_samples(text) if status == HTTPStatus.OK else {}
-        except ValueError:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, Unavailable, ValueError):
             return _unknown(service, where)
         versions = {one["service"]: one["version"] for one in builds(samples)}
         if service not in versions:  # it is something else

@@ -2,8 +2,9 @@
 
 Invariants: few such requests run at once, and further ones wait and are then refused, so that they
 cannot take PostgreSQL's connections from the others; each has a connection of its own, because it
-may hold the operators' lock, which lasts as long as the connection. Who waits for a commit of the
-flusher holds no session; what can still wait for one, an act, does not keep reads from running.
+may hold the operators' lock, which lasts as long as the connection. An applied act waits for its
+commit without a session; a preview or a void may wait for commits with one, which does not keep
+reads from running.
 """
 
 import asyncio
