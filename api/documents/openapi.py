@@ -170,6 +170,7 @@ _HELD: Final = {
     "act": None,
     "voidedBy": None,
     "voidedReason": None,
+    "season": None,
 }
 _ACT: Final = {
     "act": "4f1c2a9b7d310e55",

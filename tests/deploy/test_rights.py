@@ -139,7 +139,7 @@ def test_an_operator_can_run_every_command(deployed: Deployed, tmp_path: Path) -
     deployed.run("board", "create", "weekly", "--partitions", "2")
     deployed.run("reseed", "--board", "weekly")
     # A trigger with the rights of the owner raises what older versions must know.
-    deployed.run("board", "create", "cup", "--season", "weekly", "--time-zone", "UTC")
+    deployed.run("board", "create", "weeks", "--season", "weekly", "--time-zone", "UTC")
     deployed.run("board", "list")
     boards = tmp_path / "boards.toml"
     boards.write_text("[boards.daily]\npublic = false\n")

@@ -59,4 +59,4 @@ def test_the_api_conforms_to_its_openapi_document(api: ApiProcess, make_token: M
         case.call_and_validate(base_url=api.url, headers=headers, timeout=30)
 
     explore()
-    assert len(seen) == 23
+    assert len(seen) == 24

@@ -173,8 +173,9 @@ async def test_an_open_board_with_scores_is_reseeded_only_if_forced(
     write_history(database_url, [Counted("alice", "a", 1, NOW_S)])
     await run(settings, store)
 
-    with pytest.raises(OperatorMistake, match="--force"):
+    with pytest.raises(OperatorMistake, match="open and has scores") as refused:
         await choose_partitions(store, Board())
+    assert "--force" in refused.value.hint
 
     assert (await store.state(MAIN)).is_open
     assert (await run(settings, store, force=True)).epochs == (3,)
