@@ -56,6 +56,12 @@ LIMITS = Limits(100, 250, DAY_S)
 WHY = ("--reason", "checked")
 
 
+@pytest.fixture(autouse=True)
+def count_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a flusher count held actions every half second, and not every half minute."""
+    monkeypatch.setattr("flusher.search.SCAN_EVERY_S", 0.5)
+
+
 @pytest.fixture(params=[1, 3], ids=["one partition", "three partitions"])
 async def world(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterator[World]:
     """Yield a board with limits and a flusher; alice has 60 points and a held action."""

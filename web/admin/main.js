@@ -119,6 +119,7 @@ async function show({ isRefresh = false } = {}) {
     return;
   }
   const mine = (turn += 1);
+  const address = location.hash;
   const { name, args, filters } = parseAddress();
   const { title, show: makeView, everyMs, of } = VIEWS[name];
   markCurrent(of ?? name);
@@ -135,7 +136,7 @@ async function show({ isRefresh = false } = {}) {
     const parts = await makeView(makeContext(name, args, filters));
     if (mine !== turn) return;
     replaceView(parts);
-    find("view").dataset.address = location.hash; // for the tests: what is shown is of this address
+    find("view").dataset.address = address; // for the tests: what is shown is of this address
   } catch (error) {
     if (mine !== turn) return;
     trouble = sentenceOf(error);
