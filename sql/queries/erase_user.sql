@@ -3,7 +3,7 @@
 -- No row is returned if there is no such user. The row is locked before it is read.
 WITH held AS (
     SELECT id, name IS NOT NULL AS has_name, email IS NOT NULL AS has_email, metadata <> '{}' AS has_metadata
-    FROM users WHERE external_id = %(user_id)s FOR UPDATE
+    FROM users WHERE external_id = %(user_id)s FOR NO KEY UPDATE
 ), erased AS (
     UPDATE users u SET name = NULL, email = NULL, metadata = NULL
     FROM held WHERE u.id = held.id AND (held.has_name OR held.has_email OR held.has_metadata)
