@@ -123,6 +123,25 @@ async def confirm(dialog: Any, text: str) -> None:
     await expect(dialog).to_have_count(0)
 
 
+async def test_a_view_that_is_opened_during_the_sign_in_keeps_what_is_typed(
+    open_page: OpenPage, up: Up
+):
+    page = await open_page(up["api"] + "/admin")
+    answer = asyncio.Event()
+
+    async def wait(route: Route) -> None:
+        await answer.wait()
+        await route.continue_()
+
+    await page.route("**/api/admin/status", wait)
+    await sign_in(page, up, "players")
+    await page.get_by_label("Player").fill("ro")
+    async with page.expect_response("**/api/admin/status"):
+        answer.set()
+    await page.get_by_role("button", name="Search").click()
+    await expect(page.locator("#view")).to_have_attribute("data-address", "#/players?query=ro")
+
+
 async def test_administrator_finds_bans_and_restores_a_player(open_page: OpenPage, up: Up):
     await score(up, "rob", 30, 20)
     await score(up, "sue", 40)

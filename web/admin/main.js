@@ -272,6 +272,7 @@ function showUnavailable(...sentences) {
 /** Show the first view if the server lets this account administer. */
 async function enter() {
   showIdentity();
+  const before = turn;
   try {
     await api.get("/status");
   } catch (error) {
@@ -288,7 +289,7 @@ async function enter() {
     }
     // A view shows other errors, and can be tried again.
   }
-  await show();
+  if (turn === before) await show(); // a view that was opened meanwhile may have been filled in
 }
 
 async function start() {
