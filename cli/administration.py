@@ -206,7 +206,7 @@ async def open_owner_database(settings: Settings) -> AsyncIterator[Connection]:
 
 
 async def _drain_archived(store: Store, board: Board, report: ReportProgress) -> None:
-    """Wait until PostgreSQL has all actions of an archived board, of which no more can come.
+    """Wait until PostgreSQL has all actions of an archived board, which accepts no more.
 
     Raises WaitTimeout, RedisUnavailable.
     """

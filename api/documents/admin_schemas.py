@@ -382,7 +382,7 @@ class NewBoard(Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
         Annotated[int, Meta(ge=1, le=SEEN_SECONDS_MAX)] | UnsetType,
         Meta(
             description="For at least how long Redis remembers an action, so that it counts once; "
-            "12 hours if omitted. PostgreSQL remembers it for ever."
+            "12 hours if omitted. PostgreSQL counts each action once, also later."
         ),
     ] = UNSET
 

@@ -1,6 +1,6 @@
 """Decodes the bodies of requests: the one place where JSON becomes a request.
 
-Invariant: nothing is converted. A text is no number, a number no time, and 1 is not true.
+Invariant: values are not converted: `"5"` is refused for a number, and 1 for true.
 """
 
 import json

@@ -54,5 +54,7 @@ async def _select(
 ) -> list[CountedAction]:
     found = await select_history(connection, board, user_id, limit=limit, before=before)
     if not found and await is_detached(connection, board):
-        raise NotFound(f"The actions of board {board} are no longer kept online; its scores are")
+        raise NotFound(
+            f"The actions of board {board} are detached and cannot be read; its scores can"
+        )
     return found

@@ -4,8 +4,9 @@ Invariant: standings that are not final are never shown as such.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -37,8 +38,7 @@ from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.seasons import (
     FrozenSeason,
     count_season_scores,
-    require_season_of,
-    select_season,
+    read_season,
     select_season_standing,
     select_season_standings,
     select_season_standings_of,
@@ -66,9 +66,12 @@ class SeasonReader:
         Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
         BoardReader.leaderboard raises.
         """
-        if season == await self._reads.season(board):
-            page = await self._reads.leaderboard(board, limit=limit, offset=offset, names=names)
-            await self._require_current(board, season)
+        page = await self._read_current(
+            board,
+            season,
+            partial(self._reads.leaderboard, board, limit=limit, offset=offset, names=names),
+        )
+        if page is not None:
             return page
 
         async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
@@ -89,9 +92,10 @@ class SeasonReader:
         Raises UnknownUser, UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
         BoardReader.standing raises.
         """
-        if season == await self._reads.season(board):
-            page = await self._reads.standing(board, user_id, around=around)
-            await self._require_current(board, season)
+        page = await self._read_current(
+            board, season, partial(self._reads.standing, board, user_id, around=around)
+        )
+        if page is not None:
             return page
 
         async def read(connection: Connection) -> tuple[FrozenSeason, Row, tuple[Row, ...]]:
@@ -121,9 +125,10 @@ class SeasonReader:
         Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
         BoardReader.standings raises.
         """
-        if season == await self._reads.season(board):
-            page = await self._reads.standings(board, user_ids, names=names)
-            await self._require_current(board, season)
+        page = await self._read_current(
+            board, season, partial(self._reads.standings, board, user_ids, names=names)
+        )
+        if page is not None:
             return page
 
         async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
@@ -141,11 +146,11 @@ class SeasonReader:
         Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
         BoardReader.rank_of_score raises.
         """
-        if season == await self._reads.season(board):
-            page = await self._reads.rank_of_score(board, score)
-            await self._require_current(board, season)
+        page = await self._read_current(
+            board, season, partial(self._reads.rank_of_score, board, score)
+        )
+        if page is not None:
             return page
-
         found = await self._reads.board(board)
 
         async def read(connection: Connection) -> tuple[FrozenSeason, int, int]:
@@ -162,9 +167,8 @@ class SeasonReader:
         Raises UnknownSeason, SeasonEnded, Overloaded, DatabaseUnavailable, and what
         BoardReader.cutoff raises.
         """
-        if season == await self._reads.season(board):
-            page = await self._reads.cutoff(board, rank)
-            await self._require_current(board, season)
+        page = await self._read_current(board, season, partial(self._reads.cutoff, board, rank))
+        if page is not None:
             return page
 
         async def read(connection: Connection) -> tuple[FrozenSeason, tuple[Row, ...]]:
@@ -189,7 +193,7 @@ class SeasonReader:
             # A row more than asked for tells whether there is another page.
             found = await select_seasons(connection, board, limit=limit + 1, before=before)
             if before is not None and not found:
-                await require_season_of(connection, board, before)
+                await read_season(connection, board, before)
             return found
 
         try:
@@ -212,13 +216,19 @@ class SeasonReader:
         body = _encode(SeasonsReply(seasons, next_))
         return Page(f'W/"{zlib.crc32(body):08x}"', body)
 
-    async def _require_current(self, board: str, season: str) -> None:
-        """Check that a season is still current, and so was while the board was read.
+    async def _read_current(
+        self, board: str, season: str, read: Callable[[], Awaitable[Page]]
+    ) -> Page | None:
+        """Read a page if a season is the current one; return None if it is not.
 
-        Raises SeasonEnded, and what BoardReader.season raises.
+        Raises SeasonEnded if it ended during the read, and what ``read`` raises.
         """
         if season != await self._reads.season(board):
+            return None
+        page = await read()
+        if season != await self._reads.season(board):
             raise SeasonEnded
+        return page
 
 
 async def _require_final(connection: Connection, board: str, season: str) -> FrozenSeason:
@@ -226,9 +236,7 @@ async def _require_final(connection: Connection, board: str, season: str) -> Fro
 
     Raises UnknownSeason, SeasonEnded, DatabaseUnavailable.
     """
-    found = await select_season(connection, board, season)
-    if found is None:
-        raise UnknownSeason(f"Board {board} has no season {season}")
+    found = await read_season(connection, board, season)
     if not found.is_frozen:
         raise SeasonEnded("The last actions of the season are being counted")
     return found

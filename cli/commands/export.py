@@ -30,7 +30,7 @@ from cli.target import (
     open_database,
     operator_name,
 )
-from scoreboard.errors import OperatorMistake, UnknownSeason, UnknownUser
+from scoreboard.errors import OperatorMistake, UnknownUser
 from scoreboard.ledger import exports
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.exports import Export, LedgerFilter
@@ -38,7 +38,7 @@ from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.pool import Connection, snapshot
 from scoreboard.ledger.retention import hold_ledger, require_ledger
 from scoreboard.ledger.scores import select_totals
-from scoreboard.ledger.seasons import select_newest_season, select_season
+from scoreboard.ledger.seasons import read_season, select_newest_season
 from scoreboard.model import scores_name
 from scoreboard.recovery.reseed import ReportProgress
 from scoreboard.runtime.settings import Settings
@@ -124,9 +124,7 @@ async def _choose_standings(
     if season is None or season == current:
         scores = scores_name(board, current)
         return (await select_totals(connection, scores))[0], exports.standings(board, scores)
-    found = await select_season(connection, board, season)
-    if found is None:
-        raise UnknownSeason(f"Board {board} has no season {season}")
+    found = await read_season(connection, board, season)
     if not found.is_frozen:
         raise OperatorMistake(f"Season {season} of board {board} is not final yet: try again")
     return found.users, exports.season_standings(board, season)

@@ -24,13 +24,12 @@ from scoreboard.ledger.exports import require_board
 from scoreboard.ledger.migrations import require_schema
 from scoreboard.ledger.seasons import (
     SeasonSummary,
-    require_season_of,
+    read_season,
     revise_season,
-    select_season,
     select_season_standings,
     select_seasons,
 )
-from scoreboard.model import PAGE_MAX, Row, is_season_id
+from scoreboard.model import PAGE_MAX, Row
 from scoreboard.runtime.settings import Settings
 
 _LIMIT = click.IntRange(1, PAGE_MAX)
@@ -86,7 +85,7 @@ async def _list(
         await require_board(connection, name)
         found = await select_seasons(connection, name, limit=limit, before=before)
         if before is not None and not found:
-            await require_season_of(connection, name, before)
+            await read_season(connection, name, before)
         return found
 
 
@@ -124,15 +123,7 @@ async def _top(
 ) -> tuple[Row, ...]:
     async with open_database(settings) as connection:
         await require_board(connection, name)
-        found = (
-            await select_season(connection, name, season_id) if is_season_id(season_id) else None
-        )
-        if found is None and not await select_seasons(connection, name, limit=1):
-            raise UnknownSeason(f"Board {name} has no seasons")
-        if found is None:
-            raise UnknownSeason(
-                f"Board {name} has no season {season_id}", hint=f"see scoreboard season list {name}"
-            )
+        found = await read_season(connection, name, season_id)
         if not found.is_frozen:
             raise OperatorMistake(
                 f"Season {season_id} of board {name} is not final",

@@ -67,6 +67,12 @@ async def lock_position_shared(connection: Connection, partition: Partition) -> 
     return await _position(connection, _LOCK_POSITION_SHARED, partition)
 
 
+def no_position(partition: Partition) -> OperatorMistake:
+    """Return the error of a partition that has no position yet."""
+    hint = f"run scoreboard reseed --board {partition.board}"
+    return OperatorMistake(f"PostgreSQL has no position of {partition}", hint=hint)
+
+
 async def _position(connection: Connection, query: bytes, partition: Partition) -> Position | None:
     async with translate_errors():
         row = await (await connection.execute(query, where(partition))).fetchone()

@@ -3,10 +3,9 @@
 A season is recorded before anything of it is counted. Its scores have a name of their own in the
 table ``scores``; the ledger has the season of each action, and its key spans all seasons. The
 standings are frozen once, when every partition has committed the end of the season; only a
-revision computes them again, which what is counted in the season later asks for, and which is
-recorded in the audit log. The caller owns
-the connection and its transaction. Each constant has the name of its query file; a test compares
-the two sets.
+revision computes them again, with a row in the audit log. What is counted in the season later asks
+for a revision. The caller owns the connection and its transaction. Each constant has the name of
+its query file; a test compares the two sets.
 """
 
 from collections.abc import Sequence
@@ -202,24 +201,21 @@ async def select_seasons(
     ]
 
 
-async def select_season(connection: Connection, board: str, season: str) -> FrozenSeason | None:
-    """Read whether the standings of a season are final; None if the board has no such season.
-
-    Raises DatabaseUnavailable.
-    """
-    parameters = {"board": board, "season": season}
-    async with translate_errors():
-        row = await (await connection.execute(_SELECT_SEASON, parameters)).fetchone()
-    return FrozenSeason(*row) if row else None
-
-
-async def require_season_of(connection: Connection, board: str, season: str) -> None:
-    """Check that a board has a season; ``season`` may have any form.
+async def read_season(connection: Connection, board: str, season: str) -> FrozenSeason:
+    """Read whether the standings of a season are final; ``season`` may have any form.
 
     Raises UnknownSeason, DatabaseUnavailable.
     """
-    if not is_season_id(season) or await select_season(connection, board, season) is None:
-        raise UnknownSeason(f"Board {board} has no season {season}")
+    if is_season_id(season):
+        parameters = {"board": board, "season": season}
+        async with translate_errors():
+            row = await (await connection.execute(_SELECT_SEASON, parameters)).fetchone()
+        if row:
+            return FrozenSeason(*row)
+    if not await select_seasons(connection, board, limit=1):
+        raise UnknownSeason(f"Board {board} has no seasons")
+    hint = f"see scoreboard season list {board}"
+    raise UnknownSeason(f"Board {board} has no season {season}", hint=hint)
 
 
 async def select_season_standings(

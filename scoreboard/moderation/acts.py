@@ -33,7 +33,7 @@ from scoreboard.ledger.acts import (
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.held import release_held, select_held_action, void_held
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.ledger.positions import lock_operator, lock_position_shared
+from scoreboard.ledger.positions import lock_operator, lock_position_shared, no_position
 from scoreboard.ledger.retention import require_ledger
 from scoreboard.model import Board, Partition
 from scoreboard.moderation.plans import (
@@ -169,10 +169,7 @@ class Moderator:
             is_ban = act.kind in {"ban", "unban"}
             partition = home_of(self._board, act.user_id)
             if is_ban and not await lock_bans(self._connection, partition):
-                raise OperatorMistake(
-                    f"PostgreSQL has no position of {partition}",
-                    hint=f"run scoreboard reseed --board {partition.board}",
-                )
+                raise no_position(partition)
             await insert_act(self._connection, act)
             if is_ban:
                 change = insert_ban if act.kind == "ban" else delete_ban
@@ -243,10 +240,7 @@ class Moderator:
         async with translate_errors(), self._connection.transaction():
             position = await lock_position_shared(self._connection, partition)
             if position is None:
-                raise OperatorMistake(
-                    f"PostgreSQL has no position of {partition}",
-                    hint=f"run scoreboard reseed --board {partition.board}",
-                )
+                raise no_position(partition)
             await correct_users(self._store, self._connection, partition, [user_id], position)
 
     async def void_held(self, held_id: int, *, reason: str) -> None:

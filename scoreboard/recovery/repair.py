@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from scoreboard.errors import OperatorMistake
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.pool import Connection
-from scoreboard.ledger.positions import lock_position_shared
+from scoreboard.ledger.positions import lock_position_shared, no_position
 from scoreboard.model import Board, Partition
 from scoreboard.recovery.corrections import correct_users
 from scoreboard.recovery.drift import Drift
@@ -69,8 +68,7 @@ async def _repair_page(
     async with audited(connection) as trail:
         position = await lock_position_shared(connection, partition)
         if position is None:
-            hint = f"run scoreboard reseed --board {partition.board}"
-            raise OperatorMistake(f"PostgreSQL has no position of {partition}", hint=hint)
+            raise no_position(partition)
         await trail.reserve()  # the change of Redis cannot be rolled back
         results = await correct_users(store, connection, partition, users, position)
         changes = [

@@ -23,7 +23,6 @@ from scoreboard.errors import (
     OperatorMistake,
     Outdated,
     UnknownBoard,
-    UnknownSeason,
     WaitTimeout,
 )
 from scoreboard.ledger import acts, checks, dead_letters
@@ -31,7 +30,7 @@ from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import Connection, snapshot, translate_errors
 from scoreboard.ledger.positions import Position, lock_position_shared, select_position
 from scoreboard.ledger.scores import select_ranking, select_totals
-from scoreboard.ledger.seasons import newest_season_id, select_season
+from scoreboard.ledger.seasons import newest_season_id, read_season
 from scoreboard.model import Board, Limits, Partition, partition_of, scores_name
 from scoreboard.recovery.drift import Drift, find_drift
 from scoreboard.recovery.reseed import ReportProgress
@@ -124,9 +123,7 @@ async def verify_season(connection: Connection, board: Board, season: str) -> Ve
     Raises UnknownSeason, OperatorMistake (it is the current one), DatabaseUnavailable.
     """
     started_at = time.monotonic()
-    found = await select_season(connection, board.name, season)
-    if found is None:
-        raise UnknownSeason(f"Board {board.name} has no season {season}")
+    found = await read_season(connection, board.name, season)
     newest = await newest_season_id(connection, board)
     if season == newest:
         raise OperatorMistake(f"Season {season} is the current one: leave --season out")

@@ -1,6 +1,6 @@
 """Fixtures of the integration tests."""
 
-from tests.support.clients.commands import command, settings
+from tests.support.clients.commands import command, run, settings
 from tests.support.clients.viewer import connect, handshake, start_streamer
 from tests.support.fakes.aws import aws_environment, secrets_manager
 from tests.support.fakes.otlp import collector

@@ -24,27 +24,16 @@ from scoreboard.model import Board, Layout, Limits, Partition, Rules
 from scoreboard.recovery import reseed as reseeds
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.keys import BOARDS, PartitionKeys
-from tests.support.clients.commands import Done, Run, with_database, with_store
+from tests.support.clients.commands import Command, Done, Run, with_database, with_store
 from tests.support.clients.viewer import Connect, HttpResponse, StartStreamer
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import LEADERBOARD_PATH, ApiClient, StartApi
 from tests.support.servers.flushers import flushing
 
-Command = Callable[..., Awaitable[Done]]
 Handshake = Callable[..., Awaitable[HttpResponse]]
 
 SERVED_S = 2.0
 """A change is applied within this time."""
-
-
-@pytest.fixture
-def run(command: Run) -> Command:
-    """Return a function that runs a command line in a thread."""
-
-    async def call(*arguments: str) -> Done:
-        return await asyncio.to_thread(command, *arguments)
-
-    return call
 
 
 @pytest.fixture

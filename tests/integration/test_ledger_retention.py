@@ -1,9 +1,8 @@
 """The ledger of a closed board is detached: its sums are kept, and nothing of it counts again."""
 
-import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 import psycopg
@@ -16,7 +15,7 @@ from scoreboard.ledger.pool import connect
 from scoreboard.model import DEFAULT_RULES, Action, Partition, Receipt, Rules
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.keys import PartitionKeys
-from tests.support.clients.commands import Done, Run
+from tests.support.clients.commands import Command
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import StartApi
 from tests.support.servers.flushers import act, flushing, is_drained, query
@@ -39,18 +38,6 @@ HIDE_ACTS = (
     "CREATE TABLE kept AS SELECT * FROM score_events WHERE action_id LIKE 'act:%%';"
     "DELETE FROM score_events WHERE action_id LIKE 'act:%%'"
 )
-
-Command = Callable[..., Awaitable[Done]]
-
-
-@pytest.fixture
-def run(command: Run) -> Command:
-    """Return a function that runs a command line in a thread."""
-
-    async def call(*arguments: str) -> Done:
-        return await asyncio.to_thread(command, *arguments)
-
-    return call
 
 
 @pytest.fixture
@@ -118,7 +105,7 @@ async def test_a_closed_board_is_detached_and_keeps_its_scores(
     assert answer.json()["score"] == 35
     gone = await client.get(f"{path}/history?board={CUP}", headers=client.bearer())
     assert (gone.status_code, gone.json()["type"].rpartition("/")[2]) == (404, "not-found")
-    assert "no longer kept online" in gone.json()["detail"]
+    assert "detached and cannot be read" in gone.json()["detail"]
 
 
 async def test_what_would_change_a_detached_board_is_refused(

@@ -20,19 +20,18 @@ from tests.integration.test_ledger_retention import (
     LEDGER,
     SCORES,
     SUMS,
-    Command,
     play,
     play_a_cup,
     require_sound,
-    run,
     server,
 )
+from tests.support.clients.commands import Command
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import act, flushing, is_drained, query
 
 pytestmark = pytest.mark.slow
 
-__all__ = ["run", "server"]
+__all__ = ["server"]
 
 CHECKS = (
     "SELECT conname FROM pg_constraint WHERE conrelid = 'score_events_others'::regclass"

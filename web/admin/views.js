@@ -136,7 +136,7 @@ function newBoardForm(context) {
     field("Readable by", select("public", [["true", "everyone"], ["false", "token holders"]])),
     field("Remember actions for, in hours",
       input("seenHours", { type: "number", min: 1, max: SEEN_HOURS_MAX, step: 1, required: true, value: SEEN_HOURS }),
-      "A repeat within this time gets the first answer. PostgreSQL counts each action once for ever."),
+      "A repeat within this time gets the first answer. PostgreSQL counts each action once, also later."),
     field("Limit: points of an action", input("pointsPerAction", { ...bounds, value: 0 }),
       "What exceeds a limit is held until an administrator decides. 0: no limit."),
     onlyFor("operator=add", field("Limit: points of a user in a time", input("pointsPerWindow", { ...bounds, value: 0 }))),

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Done:
 
 
 Run = Callable[..., Done]
+Command = Callable[..., Awaitable[Done]]
 
 
 @pytest.fixture
@@ -52,6 +53,16 @@ def command(
         code = run(arguments)
         captured = capsys.readouterr()
         return Done(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def run(command: Run) -> Command:
+    """Return a function that runs a command line in a thread."""
+
+    async def call(*arguments: str) -> Done:
+        return await asyncio.to_thread(command, *arguments)
 
     return call
 
