@@ -133,10 +133,10 @@ async def test_a_view_that_is_opened_during_the_sign_in_keeps_what_is_typed(
         await answer.wait()
         await route.continue_()
 
-    await page.route("**/api/admin/status", wait)
+    await page.route("**/api/admin/boards?limit=1", wait)
     await sign_in(page, up, "players")
     await page.get_by_label("Player").fill("ro")
-    async with page.expect_response("**/api/admin/status"):
+    async with page.expect_response("**/api/admin/boards?limit=1"):
         answer.set()
     await page.get_by_role("button", name="Search").click()
     await expect(page.locator("#view")).to_have_attribute("data-address", "#/players?query=ro")

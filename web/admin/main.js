@@ -274,7 +274,7 @@ async function enter() {
   showIdentity();
   const before = turn;
   try {
-    await api.get("/status");
+    await api.get("/boards", { limit: 1 });
   } catch (error) {
     if (error instanceof ApiError && error.status === 404) {
       showUnavailable(
