@@ -92,13 +92,20 @@ class Competition:
         return done.act_id
 
     async def reseed(self) -> None:
+        """Reseed the board, and wait until the api has heard of it: it keeps the top of a board."""
         connection = await connect(self.settings, name="test", autocommit=True, **SESSION)
         try:
             async with store_of(self.settings) as store:
                 numbers = [one.number for one in self.parts]
                 await reseed(store, connection, self.board, numbers, actor="test")
+                epoch = (await store.leaderboard(self.board.name)).epoch
         finally:
             await connection.close()
+
+        async def is_heard() -> bool:
+            return (await self.get("leaderboard"))["epoch"] == epoch
+
+        await eventually_async(is_heard)
 
     async def end_season(self) -> str:
         """End the season as if the clock had gone on; return its id when it is final."""
