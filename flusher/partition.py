@@ -257,7 +257,7 @@ class PartitionFlusher:
         The replication id is read first: entries read later are acknowledged under that id only.
         PostgreSQL is read before Redis, so that its position is never ahead.
         """
-        self._replication_id = await self._store.replication_id()
+        self._replication_id = await self._store.replication_id(self.partition)
         position = await writer.position()
         state = await self._store.state(self.partition)
         self._epoch = state.epoch
@@ -370,7 +370,7 @@ class PartitionFlusher:
         """Check that Redis is unchanged, and keep the lease's session alive."""
         self._checked_at_s = time.monotonic()
         await self._consider_yielding(writer)
-        replication_id = await self._store.replication_id()
+        replication_id = await self._store.replication_id(self.partition)
         state = await self._store.state(self.partition)
         is_fine = compare_positions(self._position, state) is Finding.FINE
         if (

@@ -44,7 +44,7 @@ from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import submit_command
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.pipelined_connection import Command
-from scoreboard.store.scripts import Script, load_script, script_command
+from scoreboard.store.scripts import Script, load_everywhere, script_command
 from scoreboard.store.store import Store
 
 _RESEED: Final = "is a step of `scoreboard reseed`, which holds a lock and a fence meanwhile"
@@ -195,7 +195,9 @@ def submit(*, user: str, action: str, points: int, **options: Any) -> None:  # n
     target = _target_of(**options)
 
     async def build(store: Store, layout: Layout) -> list[Command]:
-        now_s = await store.now_s()
+        counted = Action(user, action, points, stated=True)
+        partition = Partition(target.board, partition_of(user, layout.partitions))
+        now_s = await store.now_s(partition)
         generation = int(now_s // layout.seen_seconds)
         ends_s = (generation + 1) * layout.seen_seconds
         until = datetime.fromtimestamp(ends_s, UTC)
@@ -204,8 +206,6 @@ def submit(*, user: str, action: str, points: int, **options: Any) -> None:  # n
             "the login of the api, which has all rights that the script needs. It is valid for "
             f"{ends_s - now_s:.0f} s, until {until:%FT%TZ}; then Redis replies BUCKET"
         )
-        counted = Action(user, action, points, stated=True)
-        partition = Partition(target.board, partition_of(user, layout.partitions))
         pairs = [(counted, digest_of(target.board, user, action))]
         cap = target.settings.stream_cap
         return [submit_command(partition, layout, generation, cap, pairs)]
@@ -323,7 +323,7 @@ async def _build(
         store = Store(client)
         layout = (await store.board(target.board)).layout
         if target.load:
-            await load_script(client, Script.load(name))
+            await load_everywhere(client, Script.load(name))
         return await build(store, layout)
 
 

@@ -425,7 +425,7 @@ class _Rebuilding:
         repeat would then get the answer of an action that was never counted.
         """
         window_s = self._layout.seen_seconds
-        current = int(await self._store.now_s() // window_s)
+        current = int(await self._store.now_s(Partition(self._board.name)) // window_s)
         since_s = float((current - 1) * window_s)
         total = await count_dedup_records(self._connection, self._board.name, since_s=since_s)
         pages: dict[tuple[int, int, int], list[tuple[bytes, str]]] = {}
@@ -468,7 +468,7 @@ class _Rebuilding:
     async def load_unresolved_records(self, unresolved: Sequence[Event]) -> None:
         """Add dead letters to the dedup window: Redis has counted them."""
         window_s = self._layout.seen_seconds
-        current = int(await self._store.now_s() // window_s)
+        current = int(await self._store.now_s(Partition(self._board.name)) // window_s)
         async with _bounded_calls() as send:
             for event in unresolved:
                 number = partition_of(event.user_id, self._layout.partitions)

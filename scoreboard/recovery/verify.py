@@ -298,7 +298,7 @@ class _Verification:
         elif state.seq < committed.seq:
             self._find("rewind", f"Redis has {state.seq}, PostgreSQL {committed.seq}", partition)
         else:
-            generation = int(await self._store.now_s() // self._board.layout.seen_seconds)
+            generation = int(await self._store.now_s(partition) // self._board.layout.seen_seconds)
             for key in await self._scanner.keys_without_expiry(
                 partition, self._board.layout, generation
             ):

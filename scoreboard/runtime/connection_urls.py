@@ -17,7 +17,10 @@ from scoreboard.errors import ScoreboardError, SettingInvalid
 SENTINEL_SCHEMES: Final = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 """Schemes whose hosts are sentinels, with the one of the servers that the sentinels name."""
 
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix", *SENTINEL_SCHEMES)
+CLUSTER_SCHEMES: Final = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+"""Schemes whose hosts are some of a cluster's servers, with the one of each server."""
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix", *SENTINEL_SCHEMES, *CLUSTER_SCHEMES)
 DATABASE_SCHEMES: Final = ("postgresql", "postgres")
 
 _ENCODE: Final = "encode / ? # @ : % and spaces in a user name or password as %2F %3F %23 …"
@@ -27,7 +30,9 @@ _TLS_PARAMETERS: Final = (
 )
 """No timeouts: those are settings, and redis-py prefers parameters of the URL."""
 _SENTINEL_PARAMETERS: Final = ("sentinel_username", "sentinel_password")
+REDIS_PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
+HOSTS_MAX: Final = 16
 _TLS_CHECKS: Final = ("none", "optional", "required")
 _BAD_PERCENT: Final = re.compile(r"%(?:00|(?![0-9A-Fa-f]{2}))")
 _DATABASE_NUMBER: Final = re.compile(r"[0-9]{1,4}")
@@ -47,6 +52,8 @@ def check_redis_url(text: str) -> None:
         "unix": ("db",),
         "redis+sentinel": _SENTINEL_PARAMETERS,
         "rediss+sentinel": (*_TLS_PARAMETERS, *_SENTINEL_PARAMETERS),
+        "redis+cluster": (),
+        "rediss+cluster": _TLS_PARAMETERS,
     }[parts.scheme]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in allowed or (name == "ssl_cert_reqs" and value not in _TLS_CHECKS):
@@ -58,24 +65,31 @@ def check_redis_url(text: str) -> None:
         if not parts.path.startswith("/") or parts.path == "/":
             raise _wrong("REDIS_URL", "unix:// must be followed by the absolute path of a socket")
         return
+    has_many = parts.scheme in SENTINEL_SCHEMES or parts.scheme in CLUSTER_SCHEMES
+    _check_hosts("REDIS_URL", parts, most=HOSTS_MAX if has_many else 1)
+    rule = _path_rule(parts)
+    if rule:
+        raise _wrong("REDIS_URL", rule)
+
+
+def _path_rule(parts: SplitResult) -> str:
+    """Return the rule that the path of a URL of Redis breaks; empty if it is valid."""
+    path = parts.path.removeprefix("/")
     if parts.scheme in SENTINEL_SCHEMES:
-        _check_hosts("REDIS_URL", parts, most=16)
-        if not _SERVICE.fullmatch(parts.path):
-            raise _wrong(
-                "REDIS_URL", "the sentinels must be followed by the name of the primary: /NAME"
-            )
-        return
-    _check_hosts("REDIS_URL", parts, most=1)
-    if parts.path not in {"", "/"} and not _DATABASE_NUMBER.fullmatch(parts.path[1:]):
-        raise _wrong(
-            "REDIS_URL", "the host may be followed by the number of the database, such as /0"
+        is_valid = _SERVICE.fullmatch(parts.path) is not None
+        return (
+            "" if is_valid else "the sentinels must be followed by the name of the primary: /NAME"
         )
+    if parts.scheme in CLUSTER_SCHEMES:
+        return "nothing may follow the hosts: a cluster has one database" if path else ""
+    is_valid = not path or _DATABASE_NUMBER.fullmatch(path) is not None
+    return "" if is_valid else "the host may be followed by the number of the database, such as /0"
 
 
 def check_database_url(text: str) -> None:
     """Raise SettingInvalid, without repeating it, if ``text`` is not a URL of PostgreSQL."""
     parts = _split("DATABASE_URL", text, DATABASE_SCHEMES)
-    _check_hosts("DATABASE_URL", parts, most=16)
+    _check_hosts("DATABASE_URL", parts, most=HOSTS_MAX)
     if "/" in parts.path[1:]:
         raise _wrong("DATABASE_URL", f"the host must be followed by one database name; {_ENCODE}")
 
@@ -117,12 +131,7 @@ def parse_sentinel_url(text: str) -> SentinelAddress | None:
     if scheme is None:
         return None
     user, at, listed = parts.netloc.rpartition("@")
-    found = [_HOST_PORT.fullmatch(one) for one in listed.split(",")]
-    hosts = [
-        (one["address"] or one["name"] or "localhost", int(one["port"] or SENTINEL_PORT))
-        for one in found
-        if one is not None
-    ]
+    hosts = _hosts_of(listed, SENTINEL_PORT)
     place = _SERVICE.fullmatch(parts.path)
     # A plus sign in a password is meant as one, as before the host.
     given = dict(parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True))
@@ -130,7 +139,42 @@ def parse_sentinel_url(text: str) -> SentinelAddress | None:
     service, database = (place["service"], place["database"] or "0") if place else ("", "0")
     query = f"?{urlencode(given)}" if given else ""
     node_url = f"{scheme}://{user}{at}localhost/{database}{query}"
-    return SentinelAddress(node_url, tuple(hosts), service, (login[0], login[1]))
+    return SentinelAddress(node_url, hosts, service, (login[0], login[1]))
+
+
+class ClusterAddress(Struct, frozen=True):
+    """The parts of a URL that names servers of a cluster; ``node_url`` is the one of any of them.
+
+    The host in ``node_url`` takes the place of theirs.
+    """
+
+    node_url: str
+    hosts: tuple[tuple[str, int], ...]
+
+    def __repr__(self) -> str:
+        """Return no password."""
+        return f"ClusterAddress({self.hosts})"
+
+
+def parse_cluster_url(text: str) -> ClusterAddress | None:
+    """Return the parts of a valid URL of a cluster; None for another URL of Redis."""
+    parts = urlsplit(text)
+    scheme = CLUSTER_SCHEMES.get(parts.scheme)
+    if scheme is None:
+        return None
+    user, at, listed = parts.netloc.rpartition("@")
+    query = f"?{parts.query}" if parts.query else ""
+    return ClusterAddress(f"{scheme}://{user}{at}localhost/0{query}", _hosts_of(listed, REDIS_PORT))
+
+
+def _hosts_of(listed: str, port: int) -> tuple[tuple[str, int], ...]:
+    """Return hosts and ports of a checked list; ``port`` where none is named."""
+    found = (_HOST_PORT.fullmatch(one) for one in listed.split(","))
+    return tuple(
+        (one["address"] or one["name"] or "localhost", int(one["port"] or port))
+        for one in found
+        if one is not None
+    )
 
 
 def driver_error(error: ScoreboardError) -> BaseException | None:

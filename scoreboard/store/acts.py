@@ -55,7 +55,7 @@ class Acts(Partitions):
         keys = PartitionKeys(partition)
         digest = digest_of(partition.board, user_id, action_id)
         shard = shard_of(digest, layout.seen_shards)
-        generation = int(await self.now_s() // layout.seen_seconds)
+        generation = int(await self.now_s(partition) // layout.seen_seconds)
         names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
         names += [keys.dedup_shard(generation + step, shard) for step in (1, 0, -1)]
         rules = layout.rules

@@ -6,6 +6,10 @@ request drops its future and never a connection, so no caller gets the answer of
 
 After a change of the secret each connection is replaced between two batches, once its successor has
 logged in. A batch whose reply was lost is sent once more; its callers must be able to repeat it.
+
+In a cluster each primary has a lane: a queue and connections of its own, so that one that is away
+delays no other. An entry gets into the lane of its partition's owner; a server that refuses it
+names another one.
 """
 
 import asyncio
@@ -13,15 +17,19 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, TryAgainError
 
 from scoreboard.errors import Overloaded, RedisUnavailable, ScoreboardError, ScriptFailed
 from scoreboard.model import Partition
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
-from scoreboard.runtime.telemetry import get_logger
+from scoreboard.runtime.telemetry import counter, get_logger
+from scoreboard.store.client import make_slot_map
+from scoreboard.store.cluster import Address, SlotMap
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
 from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
@@ -36,29 +44,60 @@ REBUILDS_MAX: Final = 5
 RENEW_EVERY_S: Final = 1.0
 """Interval of checking whether the connections have to be replaced."""
 
+REDIRECTS_MAX: Final = 25
+"""Maximum servers, or times, that an entry is sent to while its slot moves: about a second."""
+
+REDIRECTS_AT_ONCE: Final = 2
+"""Redirections without a pause: one for a slot that has moved, one for a server that asks."""
+
+REDIRECT_PAUSE_S: Final = 0.05
+
+SLOTS_EVERY_S: Final = 10.0
+"""Interval of reading the owners of the slots while no server has named another one."""
+
+SLOTS_PAUSE_S: Final = 0.25
+"""Least time between two such reads."""
+
+_ASKING: Final[Command] = ("ASKING",)
+_REDIRECTED: Final = counter(
+    "redis_redirects_total",
+    "Entries of batches that a server of a cluster sent elsewhere, or refused for a moment",
+    unit="entries",
+    normal="0; some when a slot moves or a replica is promoted",
+)
 _log = get_logger(__name__)
 
 
 class Entry:
-    """What one caller waits for."""
+    """What one caller waits for.
 
-    __slots__ = ("future",)
+    ``redirects`` counts how often a server of a cluster sent it elsewhere; ``is_unsure``: it was
+    sent, and a reply was lost.
+    """
+
+    __slots__ = ("future", "is_unsure", "redirects")
 
     def __init__(self, future: "asyncio.Future[Any]") -> None:
         self.future = future
+        self.redirects = 0
+        self.is_unsure = False
 
 
 EntryT = TypeVar("EntryT", bound=Entry)
 
 
 class Call(Generic[EntryT]):
-    """A call of a script for entries of one partition."""
+    """A call of a script for entries of one partition.
 
-    __slots__ = ("entries", "partition", "script")
+    ``is_asking``: its slot is moving to the server that gets the call.
+    """
+
+    __slots__ = ("entries", "is_asking", "partition", "script")
 
     def __init__(self, script: Script, partition: Partition) -> None:
         self.script = script
         self.partition = partition
+        self.is_asking = False
         self.entries: list[EntryT] = []
 
 
@@ -73,6 +112,36 @@ class _Slot:
     def __init__(self, connection: PipelinedConnection) -> None:
         self.connection = connection
         self.turn = asyncio.Lock()
+
+
+class _Lane(Generic[EntryT]):
+    """The queue and the connections of one server."""
+
+    __slots__ = ("address", "asking", "idle", "is_closing", "is_woken", "queue", "slots")
+
+    def __init__(self, address: Address | None) -> None:
+        self.address = address
+        self.queue: deque[EntryT] = deque()
+        self.slots: list[_Slot] = []
+        self.idle: list[asyncio.Future[None]] = []
+        self.is_woken = False
+        self.is_closing = False
+        self.asking: set[Partition] = set()
+        """Partitions whose slot is moving to this server."""
+
+    def wake_one(self) -> None:
+        # One connection at a time: the first takes all that this turn of the loop has queued.
+        if not self.is_woken and self.idle:
+            self.is_woken = True
+            self.idle.pop().set_result(None)
+
+    def close(self) -> None:
+        """End the tasks that serve the lane when its queue is empty."""
+        self.is_closing = True
+        for idle in self.idle:
+            if not idle.done():
+                idle.set_result(None)
+        self.idle.clear()
 
 
 class Batcher(ABC, Generic[EntryT, CallT]):
@@ -96,53 +165,79 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         self._name = name
         self._entries_max = entries_max
         self._lost = lost
-        self._queue: deque[EntryT] = deque()
-        self._idle: list[asyncio.Future[None]] = []
-        self._is_woken = False
-        self._is_closing = False
+        self.slot_map = make_slot_map(settings, name=name)
+        self._only: _Lane[EntryT] | None = _Lane(None) if self.slot_map is None else None
+        """The lane of a single server."""
+        self._lanes: dict[Address | None, _Lane[EntryT]] = (
+            {} if self._only is None else {None: self._only}
+        )
+        self._unplaced: _Lane[EntryT] = _Lane(None)
+        """Entries whose owner is not known yet; nothing serves it."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._closing = asyncio.Event()
+        self._slots_wanted = asyncio.Event()
         self._is_moved = False
 
-    def require_room(self) -> None:
-        """Raise Overloaded if too many entries are waiting, or after ``close``."""
-        if self._is_closing or len(self._queue) >= self._settings.dispatch_waiting:
-            raise Overloaded
-
     def enqueue(self, entry: EntryT) -> None:
-        """Queue an entry for the next batch; the caller has checked that there is room."""
-        self._queue.append(entry)
-        self._wake_one()
+        """Queue an entry for the next batch.
+
+        Raises Overloaded if too many entries wait for the same server, or after ``close``.
+        """
+        lane = self._only or self._lane_of(entry)
+        if lane.is_closing or len(lane.queue) >= self._settings.dispatch_waiting:
+            raise Overloaded
+        lane.queue.append(entry)
+        lane.wake_one()
 
     @property
     def waiting(self) -> int:
         """The number of queued entries."""
-        return len(self._queue)
+        return sum(len(lane.queue) for lane in (*self._lanes.values(), self._unplaced))
 
     def reconnect(self) -> None:
         """Replace the connections soon: the address may lead to another server."""
-        self._is_moved = True
+        self._is_moved = self.slot_map is None
+        self._slots_wanted.set()
 
     def close(self) -> None:
         """Refuse new entries; ``run`` ends when the queued ones are sent."""
-        self._is_closing = True
-        for idle in self._idle:
-            if not idle.done():
-                idle.set_result(None)
-        self._idle.clear()
+        self._closing.set()
+        self._unplaced.close()
+        for lane in self._lanes.values():
+            lane.close()
 
     async def run(self) -> None:
         """Serve until closed. On cancellation queued entries fail as lost."""
-        slots = [_Slot(self._connection()) for _ in range(self._settings.dispatch_connections)]
         try:
             async with asyncio.TaskGroup() as group:
-                renewer = group.create_task(self._renew(slots))
-                await asyncio.wait([group.create_task(self._serve(slot)) for slot in slots])
-                renewer.cancel()
+                self._group = group
+                helpers = [group.create_task(self._renew())]
+                if self._only is not None:
+                    self._serve_lane(self._only)
+                if self.slot_map is not None:
+                    helpers.append(group.create_task(self._follow_slots(self.slot_map)))
+                await self._closing.wait()
+                self._fail_unsent(self._unplaced.queue)
+                self._unplaced.queue.clear()
+                while self._tasks:
+                    await asyncio.wait(tuple(self._tasks))
+                for helper in helpers:
+                    helper.cancel()
         finally:
-            self._is_closing = True
-            fail(self._queue, self._lost)
-            self._queue.clear()
+            self.close()
+            for lane in (*self._lanes.values(), self._unplaced):
+                fail(lane.queue, self._lost)
+                lane.queue.clear()
+            if self.slot_map is not None:
+                await self.slot_map.close()
 
     # For subclasses
+
+    @abstractmethod
+    def partition_of(self, entry: EntryT) -> Partition:
+        """Return the partition of an entry, as far as is known."""
+        ...
 
     @abstractmethod
     def plan(self, entries: Sequence[EntryT]) -> list[CallT]:
@@ -150,8 +245,8 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         ...
 
     @abstractmethod
-    def command(self, call: CallT) -> Command:
-        """Return the command of a call."""
+    def commands(self, call: CallT) -> Sequence[Command]:
+        """Return the commands of a call; the last reply is the call's."""
         ...
 
     @abstractmethod
@@ -169,24 +264,147 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         """Send calls in one write; return the reply or error of each."""
         began_s = time.perf_counter()
         try:
-            return await connection.exchange([self.command(call) for call in calls])
+            replies, _ = await self.send(connection, calls)
+            return replies
         finally:
             took_s = time.perf_counter() - began_s
             for script in {call.script for call in calls}:
                 call_seconds(script).observe(took_s)
 
+    async def send(
+        self,
+        connection: PipelinedConnection,
+        calls: Sequence[CallT],
+        following: Sequence[Command] = (),
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Send calls, and commands after them, in one write; return the replies of both."""
+        commands: list[Command] = []
+        places: list[int] = []
+        for call in calls:
+            for command in self.commands(call):
+                if call.is_asking:
+                    commands.append(_ASKING)
+                commands.append(command)
+            places.append(len(commands) - 1)
+        replies = await connection.exchange([*commands, *following])
+        if len(commands) == len(places):
+            return replies[: len(places)], replies[len(places) :]
+        return [replies[place] for place in places], replies[len(commands) :]
+
+    # Owners of slots
+
+    def _lane_of(self, entry: EntryT) -> _Lane[EntryT]:
+        """Return the lane of an entry's owner; of no one if it is not known."""
+        owner = self.slot_map.owner(self.partition_of(entry)) if self.slot_map else None
+        if owner is None:
+            self._slots_wanted.set()
+            return self._unplaced
+        return self._lane_at(owner)
+
+    def _lane_at(self, address: Address) -> _Lane[EntryT]:
+        lane = self._lanes.get(address)
+        if lane is None:
+            lane = self._lanes[address] = _Lane(address)
+            lane.is_closing = self._closing.is_set()
+            if self._group is not None and not lane.is_closing:
+                self._serve_lane(lane)
+        return lane
+
+    async def _follow_slots(self, slot_map: SlotMap) -> None:
+        """Keep the owners of the slots up to date, until cancelled."""
+        was_reported = False
+        while True:
+            self._slots_wanted.clear()
+            try:
+                await slot_map.refresh()
+                was_reported = False
+            except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+                if not was_reported:
+                    _log.warning("cluster_unreachable", error=type(error).__name__)
+                was_reported = True
+            else:
+                self._leave_lanes(slot_map.primaries)
+            queue = self._unplaced.queue
+            waiting = [queue.popleft() for _ in range(len(queue))]
+            for entry in waiting:
+                lane = self._lane_of(entry)
+                if lane is self._unplaced:
+                    self._fail_unsent([entry])
+                else:
+                    self._append(lane, entry)
+            await asyncio.sleep(SLOTS_PAUSE_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SLOTS_EVERY_S):
+                    await self._slots_wanted.wait()
+
+    def _leave_lanes(self, primaries: AbstractSet[Address]) -> None:
+        """Close the lanes of servers that own no slots any more; place what they have queued."""
+        for address in self._lanes.keys() - primaries:
+            lane = self._lanes.pop(address)
+            lane.close()
+            entries = list(lane.queue)
+            lane.queue.clear()
+            self._place(entries)
+        for lane in self._lanes.values():
+            lane.asking.clear()  # a slot that is still moving is asked for again
+
+    def _place(self, entries: Iterable[EntryT]) -> None:
+        """Queue entries in the lanes of their owners, also if these are full."""
+        for entry in entries:
+            if not entry.future.done():
+                self._append(self._lane_of(entry), entry)
+
+    def _append(self, lane: _Lane[EntryT], entry: EntryT) -> None:
+        if lane.is_closing:
+            self._fail_unsent([entry])
+            return
+        lane.queue.append(entry)
+        lane.wake_one()
+
+    def _redirect(self, call: CallT, refusal: Exception, sender: Address) -> None:
+        """Send the entries of a refused call where the refusal says, or again after a pause."""
+        _REDIRECTED.inc(len(call.entries))
+        self._slots_wanted.set()
+        target: _Lane[EntryT] | None = None
+        if isinstance(refusal, AskError):  # or MovedError
+            address = refusal.host or sender[0], refusal.port
+            target = self._lane_at(address)
+            if not isinstance(refusal, MovedError):
+                target.asking.add(call.partition)
+            elif self.slot_map is not None:
+                self.slot_map.move(refusal.slot_id, address)
+        later: list[EntryT] = []
+        for entry in call.entries:
+            entry.redirects += 1
+            if entry.redirects > REDIRECTS_MAX:
+                self._fail_unsent([entry])
+            elif target is None or entry.redirects > REDIRECTS_AT_ONCE:
+                later.append(entry)
+            else:
+                self._append(target, entry)
+        if later:
+            asyncio.get_running_loop().call_later(REDIRECT_PAUSE_S, self._place, later)
+
+    def _fail_unsent(self, entries: Iterable[EntryT]) -> None:
+        """Fail entries that are not being sent, each as its earlier sends allow."""
+        for entry in entries:
+            fail([entry], self._lost if entry.is_unsure else RedisUnavailable)
+
     # Connections
 
-    def _wake_one(self) -> None:
-        # One connection at a time: the first takes all that this turn of the loop has queued.
-        if not self._is_woken and self._idle:
-            self._is_woken = True
-            self._idle.pop().set_result(None)
+    def _serve_lane(self, lane: _Lane[EntryT]) -> None:
+        assert self._group is not None  # noqa: S101 (for the type)
+        count = self._settings.dispatch_connections
+        lane.slots = [_Slot(self._connection(lane.address)) for _ in range(count)]
+        for slot in lane.slots:
+            task = self._group.create_task(self._serve(lane, slot))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    def _connection(self) -> PipelinedConnection:
-        return PipelinedConnection(self._settings, name=self._name)
+    def _connection(self, address: Address | None) -> PipelinedConnection:
+        return PipelinedConnection(self._settings, name=self._name, address=address)
 
-    async def _renew(self, slots: Sequence[_Slot]) -> None:
+    async def _renew(self) -> None:
         """Replace connections with an outdated login or server, until cancelled."""
         attempt = 0
         while True:
@@ -194,7 +412,8 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             is_moved, self._is_moved = self._is_moved, False
             outdated = [
                 slot
-                for slot in slots
+                for lane in self._lanes.values()
+                for slot in lane.slots
                 if slot.connection.is_login_outdated or (is_moved and slot.connection.is_connected)
             ]
             replaced = [await self._replace(slot) for slot in outdated]
@@ -202,7 +421,7 @@ class Batcher(ABC, Generic[EntryT, CallT]):
 
     async def _replace(self, slot: _Slot) -> bool:
         """Replace a connection between two batches; return False if no other one can be opened."""
-        successor = self._connection()
+        successor = self._connection(slot.connection.address)
         try:
             await self._connect(successor)
             async with slot.turn:
@@ -229,31 +448,37 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             if isinstance(reply, RedisError):
                 raise reply
 
-    async def _serve(self, slot: _Slot) -> None:
+    async def _serve(self, lane: _Lane[EntryT], slot: _Slot) -> None:
         loop = asyncio.get_running_loop()
+        queue = lane.queue
         try:
             while True:
-                while not self._queue:
-                    if self._is_closing:
+                while not queue:
+                    if lane.is_closing:
                         return
                     idle = loop.create_future()
-                    self._idle.append(idle)
+                    lane.idle.append(idle)
                     await idle
-                    self._is_woken = False
-                count = min(len(self._queue), self._entries_max)
-                entries = [self._queue.popleft() for _ in range(count)]
-                if self._queue:
-                    self._wake_one()
+                    lane.is_woken = False
+                count = min(len(queue), self._entries_max)
+                entries = [queue.popleft() for _ in range(count)]
+                if queue:
+                    lane.wake_one()
+                is_done = False
                 try:
                     async with slot.turn:
-                        await self._process(slot.connection, entries)
+                        await self._process(lane, slot.connection, entries)
+                    is_done = lane.address is not None  # some may be queued elsewhere
                 finally:
-                    fail(entries, self._lost)  # entries left unresolved by an error above
+                    if not is_done:
+                        fail(entries, self._lost)  # entries left unresolved by an error above
         finally:
             await slot.connection.close()
 
-    async def _process(self, connection: PipelinedConnection, entries: list[EntryT]) -> None:
-        """Send entries until the future of each is resolved."""
+    async def _process(
+        self, lane: _Lane[EntryT], connection: PipelinedConnection, entries: list[EntryT]
+    ) -> None:
+        """Send entries until the future of each is resolved, or it is queued elsewhere."""
         was_sent = False
         for attempt in range(ATTEMPTS_MAX):
             try:
@@ -261,6 +486,8 @@ class Batcher(ABC, Generic[EntryT, CallT]):
                     calls = self.plan(entries)
                     if not calls:  # all callers are gone; an empty exchange would get no reply
                         return
+                    for call in calls if lane.asking else ():
+                        call.is_asking = call.partition in lane.asking
                     if not connection.is_connected:
                         await self._connect(connection)
                     was_sent = True
@@ -273,8 +500,7 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             except CONNECTION_ERRORS as error:
                 await connection.close()
                 _log.warning("redis_connection_lost", attempt=attempt, error=type(error).__name__)
-                if not was_sent:
-                    fail(entries, RedisUnavailable)
+                if self._note_lost(lane, entries, was_sent=was_sent):
                     return
             except (RedisError, *PARSE_ERRORS) as error:
                 # The handshake was refused (wrong password, loading …) or could not be parsed.
@@ -284,10 +510,23 @@ class Batcher(ABC, Generic[EntryT, CallT]):
                 return
         fail(entries, self._lost)
 
+    def _note_lost(self, lane: _Lane[EntryT], entries: Sequence[EntryT], *, was_sent: bool) -> bool:
+        """Note that a connection was lost; return whether the lane is done with the entries."""
+        self._slots_wanted.set()
+        if not was_sent:
+            self._fail_unsent(entries)
+            return True
+        for entry in entries:
+            entry.is_unsure = True
+        if lane.address is None or not lane.is_closing:
+            return False
+        self._place(entries)  # another server has its slots
+        return True
+
     async def _handle_replies(
         self, connection: PipelinedConnection, calls: Sequence[CallT], replies: Sequence[Any]
     ) -> list[EntryT]:
-        """Resolve futures; return the entries to be sent again."""
+        """Resolve futures; return the entries to be sent again on this connection."""
         again: list[EntryT] = []
         is_script_missing = False
         for call, reply in zip(calls, replies, strict=True):
@@ -296,12 +535,16 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             elif isinstance(reply, NoScriptError):
                 is_script_missing = True
                 again += call.entries
+            elif connection.address is not None and isinstance(reply, AskError | TryAgainError):
+                self._redirect(call, reply, connection.address)
             elif self.learn(call, reply):
                 again += call.entries
             else:
                 error = refusal_error(reply, call.script, PartitionKeys(call.partition).events)
                 if isinstance(error, ScriptFailed):
                     _log.error("script_failed", script=call.script.name, reason=error.detail)
+                elif isinstance(error, RedisUnavailable):
+                    self._slots_wanted.set()
                 fail(call.entries, type(error), error.detail)
         if is_script_missing:
             await self._load_scripts(connection)

@@ -34,10 +34,11 @@ from scoreboard.model import (
 )
 from scoreboard.runtime.recent import Recent
 from scoreboard.seasons import Season
+from scoreboard.store.cluster import send_many
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
 from scoreboard.store.reads import ClientReads, Reading, Reads, ReadScript
-from scoreboard.store.replies import checking_reply, convert, parse_whole, read_reply
+from scoreboard.store.replies import checking_reply, convert, parse_whole, read_replies
 from scoreboard.store.scripts import Script
 
 COUNTS_MAX: Final = 1000
@@ -243,10 +244,8 @@ class Boards(Partitions):
         counts = [0] * len(boards)
         for start in range(0, len(keys), COUNTS_MAX):
             page = keys[start : start + COUNTS_MAX]
-            async with self._client.pipeline(transaction=False) as pipe:
-                for _, key in page:
-                    pipe.zcard(key)
-                replies = await read_reply(pipe.execute(), list[Count], "ZCARD")
+            sent = send_many(self._client, [("ZCARD", key) for _, key in page])
+            replies = await read_replies(sent, list[Count], "ZCARD")
             for (index, _), count in zip(page, replies, strict=True):
                 counts[index] += count
         return counts

@@ -7,8 +7,9 @@ current ones.
 """
 
 import asyncio
+import random
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
 import hiredis
@@ -28,11 +29,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import SecretsUnavailable
-from scoreboard.runtime.connection_urls import SentinelAddress, parse_sentinel_url
+from scoreboard.runtime.connection_urls import (
+    SentinelAddress,
+    parse_cluster_url,
+    parse_sentinel_url,
+)
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import state_gauge
 from scoreboard.security.credentials import SecretStore, forget_frames, secret_store
 from scoreboard.security.secret_backends import Credentials
+from scoreboard.store.cluster import Address, ClusterClient, ClusterConnection, SlotMap
 from scoreboard.store.replies import is_not_primary
 
 REDIS_UP: Final = state_gauge(
@@ -183,6 +189,16 @@ def is_login_outdated(connection: AbstractConnection) -> bool:
     return isinstance(login, _Login) and connection.is_connected and login.is_outdated(connection)
 
 
+class _OfCluster(ClusterConnection):
+    """Replaces a connection of a cluster's client once the secret has changed."""
+
+    def should_reconnect(self) -> bool:
+        """Return whether the connection is to be closed before its next use, as redis-py asks."""
+        connection: Any = super()
+        itself: Any = self
+        return connection.should_reconnect() or is_login_outdated(itself)
+
+
 class _Sentinels:
     """Tells redis-py's connections the address of the primary, in place of its own pool.
 
@@ -261,16 +277,19 @@ def make_pool(
 ) -> aioredis.BlockingConnectionPool:
     """Create a bounded pool; the wait for a free connection has the time limit of a call.
 
-    ``login`` overrides the login of the settings.
+    ``login`` overrides the login of the settings. The pool of a cluster leads to no server: its
+    owner names one for each connection.
 
     Raises ValueError for an invalid Redis URL, SettingInvalid if a secret is not named.
     """
     store = secret_store(settings, "redis") if login is None else None
     source = store if login is None else _FixedLogin(login)
     url = settings.redis_url.reveal()
-    sentinels = parse_sentinel_url(url)
+    sentinels, cluster = parse_sentinel_url(url), parse_cluster_url(url)
     if sentinels is not None:
         url = sentinels.node_url
+    elif cluster is not None:
+        url = cluster.node_url
     pool = _Pool.from_url(
         url,
         max_connections=connections,
@@ -294,9 +313,9 @@ def make_pool(
     kind: type[AbstractConnection] = pool.connection_class
     if sentinels is not None:
         kind = _follow(pool, sentinels, settings)
-    pool.connection_class = type(
-        kind.__name__, (_LeavesReplicas, _HiredisPacking, _DirectSend, kind), {}
-    )
+    # In a cluster a server that is not the primary answers which one is, and keeps its connections.
+    reads = _LeavesReplicas if cluster is None else _OfCluster
+    pool.connection_class = type(kind.__name__, (reads, _HiredisPacking, _DirectSend, kind), {})
     return pool
 
 
@@ -319,15 +338,64 @@ def make_client(
     connections: int = 16,
     login: Credentials | None = None,
 ) -> aioredis.Redis:
-    """Create a client with its own pool; close it with ``aclose``, or use it in ``async with``.
+    """Create a client with its own connections, of one server or of a cluster.
 
-    ``login`` overrides the login of the settings.
+    Close it with ``aclose``, or use it in ``async with``. ``login`` overrides the login of the
+    settings. The client of a cluster is a ClusterClient, which has the same commands.
     """
+    cluster = make_cluster_client(
+        settings, name=name, decode=decode, connections=connections, login=login
+    )
+    if cluster is not None:
+        return cast("aioredis.Redis", cluster)
     return aioredis.Redis.from_pool(
         make_pool(settings, name=name, decode=decode, connections=connections, login=login)
     )
 
 
-def make_connection(settings: Settings, *, name: str, decode: bool = True) -> AbstractConnection:
-    """Create one connection, not yet connected, for owners of single connections."""
-    return make_pool(settings, name=name, decode=decode, connections=1).make_connection()
+def make_cluster_client(
+    settings: Settings,
+    *,
+    name: str,
+    decode: bool = True,
+    connections: int = 16,
+    login: Credentials | None = None,
+) -> ClusterClient | None:
+    """Create a client of a cluster; None if the settings name no cluster."""
+    address = parse_cluster_url(settings.redis_url.reveal())
+    if address is None:
+        return None
+    pool = make_pool(settings, name=name, decode=decode, connections=connections, login=login)
+    options = {
+        option: given
+        for option, given in pool.connection_kwargs.items()
+        if option not in {"host", "port", "db", "retry", "retry_on_error"}
+    }
+    return ClusterClient(
+        address.hosts,
+        pool.connection_class,
+        options,
+        connections=connections,
+        timeout_s=settings.redis_timeout_s,
+    )
+
+
+def make_slot_map(settings: Settings, *, name: str) -> SlotMap | None:
+    """Create a map of the slots; None if the settings name no cluster."""
+    client = make_cluster_client(settings, name=f"{name}-slots", connections=2)
+    return None if client is None else SlotMap(client)
+
+
+def make_connection(
+    settings: Settings, *, name: str, decode: bool = True, address: Address | None = None
+) -> AbstractConnection:
+    """Create one connection, not yet connected, for owners of single connections.
+
+    ``address`` is the server of a cluster; without one, a host of the URL is chosen at random.
+    """
+    pool = make_pool(settings, name=name, decode=decode, connections=1)
+    cluster = parse_cluster_url(settings.redis_url.reveal())
+    if cluster is not None:
+        host, port = address or random.choice(cluster.hosts)  # noqa: S311 (no secret)
+        pool.connection_kwargs.update(host=host, port=port)
+    return pool.make_connection()

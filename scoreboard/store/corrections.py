@@ -63,7 +63,7 @@ class Corrections(Partitions):
         Raises Busy (more than ``ENTRIES_MAX`` actions), RedisUnavailable, UnexpectedReply.
         """
         uncommitted = UncommittedDeltas(
-            replication_id=await self.replication_id(),
+            replication_id=await self.replication_id(partition),
             epoch=epoch,
             seq=seq,
             stream_id=stream_id,

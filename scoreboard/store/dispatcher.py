@@ -46,6 +46,7 @@ from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.seasons import Season
 from scoreboard.store.batching import Batcher, Call, Entry, fail
+from scoreboard.store.cluster import Address
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.partitions import turn_arguments
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
@@ -155,16 +156,7 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         self._turns: dict[Partition, Command] = {}
         """Calls of turn.lua that have to precede the next call of a partition."""
         self._clock_offset_s = 0.0
-        # WAIT waits for this connection's last write. A replay writes nothing, so without the
-        # INCR, WAIT would return at once for an action that no replica has.
-        self._wait: list[Command] = (
-            [
-                ("INCR", PULSE),
-                ("WAIT", settings.replicas, settings.replica_timeout_ms),
-            ]
-            if settings.acknowledge == "replicated"
-            else []
-        )
+        self._waits = settings.acknowledge == "replicated"
 
     async def submit(self, board: str, action: Action) -> Receipt:
         """Apply an action exactly once and return its permanent answer.
@@ -173,7 +165,6 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         SeasonEnded, Uninitialised, Overloaded, RedisUnavailable (nothing was sent) or
         OutcomeUnknown (repeat the action).
         """
-        self.require_room()
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         parent = CURRENT_SPAN.get() if self._is_tracing else None
         self.enqueue(
@@ -212,8 +203,14 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             call.entries.append(entry)
         return calls
 
-    def command(self, call: _SubmitCall) -> Command:
-        """Return the command of a call, for this moment's generation."""
+    def partition_of(self, entry: _Entry) -> Partition:
+        """Return the partition of an entry by the layout that its board last had."""
+        layout = self._layouts.get(entry.board)
+        partitions = 1 if layout is None else layout.partitions
+        return Partition(entry.board, partition_of(entry.action.user_id, partitions))
+
+    def commands(self, call: _SubmitCall) -> Sequence[Command]:
+        """Return the command of a call, for this moment's generation, after the turn it needs."""
         generation = int((time.time() + self._clock_offset_s) // call.layout.seen_seconds)
         command = submit_command(
             call.partition,
@@ -228,7 +225,9 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         elif traces:
             command = (*command, traces)
         _BATCH_ACTIONS.observe(len(call.entries))
-        return command
+        # A refused turn needs no attention: its call is refused for the same reason.
+        turn = self._turns.pop(call.partition, None) if self._turns else None
+        return (command,) if turn is None else (turn, command)
 
     async def exchange(
         self, connection: PipelinedConnection, calls: Sequence[_SubmitCall]
@@ -238,24 +237,31 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         Raises RedisTimeoutError if too few replicas have the batch.
         """
         began_s = time.perf_counter()
-        turns: list[Command] = []
-        if self._turns:
-            # A refused turn needs no attention: its call is refused for the same reason.
-            partitions = dict.fromkeys(call.partition for call in calls)
-            turns = [self._turns.pop(one) for one in partitions if one in self._turns]
-        commands = [self.command(call) for call in calls]
+        wait = self._wait_at(connection.address) if self._waits else ()
         try:
-            replies = await connection.exchange(turns + commands + self._wait)
+            replies, copied = await self.send(connection, calls, wait)
         finally:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
-        replies = replies[len(turns) :]
-        if self._wait:
-            *replies, pulse, copies = replies
+        if copied:
+            pulse, copies = copied
             # An error reply proves no copy.
             counts = isinstance(pulse, int) and isinstance(copies, int)
             if not counts or copies < self._settings.replicas:
                 raise RedisTimeoutError("too few replicas have the batch")
         return replies
+
+    def _wait_at(self, address: Address | None) -> Sequence[Command]:
+        """Return the commands that wait for the replicas of a server.
+
+        WAIT waits for this connection's last write. A replay writes nothing, so without the INCR,
+        WAIT would return at once for an action that no replica has.
+        """
+        settings = self._settings
+        pulse = PULSE
+        if address is not None and self.slot_map is not None:
+            with suppress(LookupError):  # it owns no slot any more, and refuses the calls
+                pulse = self.slot_map.pulse_key(address)
+        return ("INCR", pulse), ("WAIT", settings.replicas, settings.replica_timeout_ms)
 
     def learn(self, call: _SubmitCall, refusal: Exception) -> bool:
         """Use the time or layout that a refusal contains; return whether it contains one."""

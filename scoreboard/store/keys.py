@@ -39,6 +39,10 @@ _EVENTS: Final = re.compile(r"sb:\{([^:]+):(0|[1-9]\d{0,2})\}:events", re.ASCII)
 PULSE: Final = "sb:pulse"
 """Counter that the dispatcher increments before it waits for replicas (docs/decisions/0006)."""
 
+PULSE_PREFIX: Final = f"{PULSE}:"
+"""Prefix of these counters in a cluster: each primary has one, with a hash tag that falls into one
+of its slots."""
+
 
 def load_test_key(board: str) -> str:
     """Name the mark of a board that a load of the scripts made: when its run was last alive, s."""

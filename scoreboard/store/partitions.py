@@ -21,6 +21,7 @@ from scoreboard.model import (
     StreamId,
 )
 from scoreboard.seasons import Season, next_season
+from scoreboard.store.cluster import ClusterClient, send_many
 from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
 from scoreboard.store.replies import (
     checking_reply,
@@ -269,12 +270,8 @@ class Partitions(StoreClient):
         Raises RedisUnavailable, UnexpectedReply.
         """
         metas = [PartitionKeys(Partition(board, number)).meta for number in range(PARTITIONS_MAX)]
-        async with self._client.pipeline(transaction=False) as pipe:
-            for meta in metas:
-                pipe.hgetall(meta)
-            replies = await read_reply(
-                pipe.execute(raise_on_error=False), list[Any], f"HGETALL {board}"
-            )
+        sent = send_many(self._client, [("HGETALL", meta) for meta in metas])
+        replies = await read_reply(sent, list[Any], f"HGETALL {board}")
         states: dict[int, PartitionState] = {}
         for number, (meta, reply) in enumerate(zip(metas, replies, strict=False)):
             if isinstance(reply, RedisError):
@@ -320,14 +317,12 @@ class Partitions(StoreClient):
         An error belongs to its partition and does not affect others. Raises RedisUnavailable,
         UnexpectedReply.
         """
-        async with self._client.pipeline(transaction=False) as pipe:
-            for partition in partitions:
-                keys = PartitionKeys(partition)
-                pipe.hmget(keys.meta, *_STATE)
-                pipe.xlen(keys.events)
-            replies = await read_reply(
-                pipe.execute(raise_on_error=False), list[Any], "HMGET, XLEN of partitions"
-            )
+        commands: list[tuple[str, ...]] = []
+        for partition in partitions:
+            keys = PartitionKeys(partition)
+            commands += [("HMGET", keys.meta, *_STATE), ("XLEN", keys.events)]
+        sent = send_many(self._client, commands)
+        replies = await read_reply(sent, list[Any], "HMGET, XLEN of partitions")
         return [
             _survey(partition, values, entries)
             for partition, values, entries in zip(
@@ -352,29 +347,28 @@ class Partitions(StoreClient):
         An error belongs to its partition and does not affect others. Raises RedisUnavailable,
         UnexpectedReply.
         """
-        async with self._client.pipeline(transaction=False) as pipe:
-            for partition in partitions:
-                keys = PartitionKeys(partition)
-                pipe.hmget(keys.meta, *_STATE)
-                pipe.xinfo_stream(keys.events)
-                pipe.xinfo_groups(keys.events)
-            replies = await read_reply(
-                pipe.execute(raise_on_error=False), list[Any], "XINFO of partitions"
-            )
+        commands: list[tuple[str, ...]] = []
+        for partition in partitions:
+            keys = PartitionKeys(partition)
+            commands.append(("HMGET", keys.meta, *_STATE))
+            commands += [("XINFO STREAM", keys.events), ("XINFO GROUPS", keys.events)]
+        sent = send_many(self._client, commands)
+        replies = await read_reply(sent, list[Any], "XINFO of partitions")
         return [
             _measurement(partition, *replies[3 * place : 3 * place + 3])
             for place, partition in enumerate(partitions)
         ]
 
-    async def replication_id(self) -> str:
-        """Read the server's replication id, which changes with every failover and restart.
+    async def replication_id(self, partition: Partition) -> str:
+        """Read the replication id of a partition's server, which every failover and restart change.
 
         Read it before the data that a later call depends on: trim and repair are refused if it
         has changed since.
 
         Raises RedisUnavailable, ScriptFailed.
         """
-        return await call(self._client, _HISTORY, [], [], str, reads=True)
+        names = [PartitionKeys(partition).meta]
+        return await call(self._client, _HISTORY, names, [], str, reads=True)
 
     async def turn(self, partition: Partition, rules: Rules) -> Season | None:
         """End the season of a partition if its time is over, and begin the one of now.
@@ -390,7 +384,7 @@ class Partitions(StoreClient):
         season = (await self.state(partition)).season
         if season is None:
             raise Uninitialised
-        now_s = await self.now_s()
+        now_s = await self.now_s(partition)
         if now_s < season.end_s:
             return season
         keys = PartitionKeys(partition)
@@ -400,12 +394,19 @@ class Partitions(StoreClient):
         with checking_reply(_TURN.name):
             return Season.parse(turned.season)
 
-    async def now_s(self) -> float:
-        """Read Redis's clock in seconds since 1970; it decides the generation of an action.
+    async def now_s(self, partition: Partition | None = None) -> float:
+        """Read the clock of a partition's server, by default of any, in seconds since 1970.
+
+        It decides the generation and the season of an action.
 
         Raises RedisUnavailable, UnexpectedReply.
         """
-        seconds, microseconds = await read_reply(self._client.time(), tuple[Count, Count], "TIME")
+        if partition is None and isinstance(self._client, ClusterClient):
+            reply = self._client.ask_any("TIME")
+        else:
+            options = {} if partition is None else await self._beside(partition)
+            reply = self._client.execute_command("TIME", **options)
+        seconds, microseconds = await read_reply(reply, tuple[Count, Count], "TIME")
         return seconds + microseconds / 1_000_000
 
     async def trim(

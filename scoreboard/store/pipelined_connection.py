@@ -13,20 +13,24 @@ from typing import Any, Final
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import is_login_outdated, make_connection
+from scoreboard.store.cluster import Address
 from scoreboard.store.replies import PARSE_ERRORS, is_not_primary
 
 Command = tuple[str | bytes | int, ...]
@@ -39,6 +43,9 @@ ERRORS: Final[dict[str, type[RedisError]]] = {
     "NOAUTH": AuthenticationError,
     "WRONGPASS": AuthenticationError,
     "NOPERM": NoPermissionError,
+    "MOVED": MovedError,
+    "ASK": AskError,
+    "TRYAGAIN": TryAgainError,
 }
 """redis-py's exception classes by error code; every other code is a ResponseError."""
 
@@ -46,9 +53,11 @@ ERRORS: Final[dict[str, type[RedisError]]] = {
 class PipelinedConnection(asyncio.Protocol):
     """A connection that sends commands in one write and returns their replies."""
 
-    def __init__(self, settings: Settings, *, name: str) -> None:
+    def __init__(self, settings: Settings, *, name: str, address: Address | None = None) -> None:
+        """``address`` is the server of a cluster."""
         self._settings = settings
-        self._connection: AbstractConnection = make_connection(settings, name=name)
+        self.address = address
+        self._connection: AbstractConnection = make_connection(settings, name=name, address=address)
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._replies: list[Any] = []
@@ -104,7 +113,7 @@ class PipelinedConnection(asyncio.Protocol):
         finally:
             timer.cancel()
             self._exchange = None
-        if any(map(is_not_primary, replies)):
+        if self.address is None and any(map(is_not_primary, replies)):
             await self.close()  # the address may lead to the new primary
         return replies
 

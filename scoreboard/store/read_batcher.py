@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from scoreboard.errors import RedisUnavailable, ScriptFailed
+from scoreboard.errors import Overloaded, RedisUnavailable, ScriptFailed
 from scoreboard.model import BATCH_MAX, Partition
 from scoreboard.runtime.collectors import LoopHistogram
 from scoreboard.runtime.settings import Settings
@@ -86,12 +86,16 @@ class ReadBatcher(Batcher[_Read, _ReadCall]):
         self, script: ReadScript, reads: Sequence[tuple[Partition, Sequence[Any]]]
     ) -> Sequence[Reading]:
         """Run reads of partitions, each with its arguments, in one round trip."""
-        self.require_room()
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Reading]] = []
         for partition, args in reads:
             future: asyncio.Future[Reading] = loop.create_future()
-            self.enqueue(_Read(script, partition, args, future))
+            try:
+                self.enqueue(_Read(script, partition, args, future))
+            except Overloaded:
+                for earlier in futures:
+                    earlier.cancel()
+                raise
             futures.append(future)
         if len(futures) == 1:
             return [await futures[0]]
@@ -115,12 +119,16 @@ class ReadBatcher(Batcher[_Read, _ReadCall]):
             call.entries.append(entry)
         return calls
 
-    def command(self, call: _ReadCall) -> Command:
+    def partition_of(self, entry: _Read) -> Partition:
+        """Return the partition of a read."""
+        return entry.partition
+
+    def commands(self, call: _ReadCall) -> Sequence[Command]:
         """Return the command of a call."""
         _BATCH_READS.observe(call.count)
         keys = PartitionKeys(call.partition).read
         args = [arg for entry in call.entries for arg in entry.args]
-        return script_command(call.script, keys, args, reads=True)
+        return (script_command(call.script, keys, args, reads=True),)
 
     def resolve(self, call: _ReadCall, reply: Any) -> None:  # noqa: ANN401 (checked below)
         """Give each read the reply and its number in it."""

@@ -5,10 +5,9 @@ from typing import Final
 
 from scoreboard.model import Board, Count, Layout, Partition
 from scoreboard.store.keys import GROUP, PartitionKeys, load_test_key
-from scoreboard.store.partitions import PartitionState
+from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.replies import read_reply
 from scoreboard.store.scripts import Script, call
-from scoreboard.store.store_client import StoreClient
 
 PAGE: Final = 1000
 """Maximum number of scores or dedup records of one call."""
@@ -25,7 +24,7 @@ _RETIRE: Final = Script.load("retire")
 _OPEN: Final = Script.load("open")
 
 
-class Rebuilding(StoreClient):
+class Rebuilding(Partitions):
     """The steps of a reseed: fence, restore, exclude, remember, open, retire."""
 
     async def fence(
@@ -122,8 +121,7 @@ class Rebuilding(StoreClient):
             keys.gained,
             load_test_key(partition.board),
         ]
-        seconds, _ = await read_reply(self._client.time(), tuple[Count, Count], "TIME")
-        generation = seconds // layout.seen_seconds
+        generation = int(await self.now_s(partition) // layout.seen_seconds)
         names += [
             keys.dedup_shard(near, shard)
             for near in range(generation - _GENERATIONS, generation + 2)

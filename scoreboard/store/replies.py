@@ -6,7 +6,7 @@ task that owns it and with it the process.
 """
 
 import re
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -70,6 +70,21 @@ async def read_reply(waiting: Awaitable[Any], shape: type[_Shape], what: str) ->
     """
     try:
         return convert(await waiting, shape)
+    except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+        raise translate_error(error, what) from error
+
+
+async def read_replies(waiting: Awaitable[Sequence[Any]], shape: type[_Shape], what: str) -> _Shape:
+    """Await several replies and convert them together, such as to a list.
+
+    Raises RedisUnavailable, UnexpectedReply, for the first one that is an error.
+    """
+    try:
+        replies = await waiting
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return convert(replies, shape)
     except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
         raise translate_error(error, what) from error
 

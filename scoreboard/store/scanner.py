@@ -8,8 +8,9 @@ from typing import Final
 
 from scoreboard.errors import UnexpectedReply
 from scoreboard.model import PACKED_MAX, Layout, Partition
+from scoreboard.store.cluster import send_many
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.replies import checking_reply, read_reply
+from scoreboard.store.replies import checking_reply, read_replies, read_reply
 from scoreboard.store.store_client import StoreClient
 
 PAGE: Final = 1000
@@ -110,10 +111,8 @@ class Scanner(StoreClient):
             for near in (generation - 1, generation, generation + 1)
             for shard in range(layout.seen_shards)
         ]
-        async with self._client.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.pttl(name)
-            replies = await read_reply(pipe.execute(), list[int], f"PTTL {keys.tag}:seen")
+        sent = send_many(self._client, [("PTTL", name) for name in names])
+        replies = await read_replies(sent, list[int], f"PTTL {keys.tag}:seen")
         with checking_reply(f"PTTL {keys.tag}:seen"):
             return [name for name, left in zip(names, replies, strict=True) if left == NO_EXPIRY]
 

@@ -19,6 +19,7 @@ from scoreboard.errors import (
 from scoreboard.runtime import resources
 from scoreboard.runtime.collectors import LoopHistogram, Series
 from scoreboard.runtime.telemetry import REDIS_BUCKETS, Children, counter
+from scoreboard.store.cluster import load_script, send_many
 from scoreboard.store.replies import (
     CONNECTION_ERRORS,
     PARSE_ERRORS,
@@ -102,13 +103,12 @@ def script_command(
     return ("EVALSHA_RO" if reads else "EVALSHA", script.sha, len(keys), *keys, *args)
 
 
-async def load_script(client: aioredis.Redis, script: Script) -> None:
-    """Load a script on the server.
+async def load_everywhere(client: aioredis.Redis, script: Script) -> None:
+    """Load a script on the server, or on all primaries of a cluster.
 
     Raises RedisUnavailable, UnexpectedReply.
     """
-    text: Any = script.text  # redis-py's type is str; it also accepts bytes
-    await read_reply(client.script_load(text), str, "SCRIPT LOAD")
+    await read_reply(load_script(client, script.text, ()), type(None), "SCRIPT LOAD")
 
 
 async def call(
@@ -131,7 +131,7 @@ async def call(
         try:
             reply = await client.execute_command(*command)
         except NoScriptError:
-            await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
+            await load_script(client, script.text, keys[:1])
             reply = await client.execute_command(*command)
         return convert(reply, shape)
     except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
@@ -152,10 +152,16 @@ async def call_many(
         return [await call(client, script, keys, args, shape, reads=True)]
     began_s = time.perf_counter()
     try:
-        replies = await _pipeline(client, script, calls)
-        if any(isinstance(reply, NoScriptError) for reply in replies):
-            await client.script_load(script.text)  # pyright: ignore[reportArgumentType]
-            replies = await _pipeline(client, script, calls)
+        commands = [script_command(script, *one, reads=True) for one in calls]
+        replies = await send_many(client, commands)
+        lacking = [
+            keys[0]
+            for (keys, _), reply in zip(calls, replies, strict=True)
+            if isinstance(reply, NoScriptError)
+        ]
+        if lacking:
+            await load_script(client, script.text, lacking)
+            replies = await send_many(client, commands)
     except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
         _raise(error, script, calls[0][0])
     finally:
@@ -169,13 +175,6 @@ async def call_many(
         except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
             _raise(error, script, keys)
     return found
-
-
-async def _pipeline(client: aioredis.Redis, script: Script, calls: Sequence[_Call]) -> list[Any]:
-    async with client.pipeline(transaction=False) as pipe:
-        for one in calls:
-            pipe.execute_command(*script_command(script, *one, reads=True))
-        return await pipe.execute(raise_on_error=False)
 
 
 def _raise(error: Exception, script: Script, keys: Sequence[str]) -> NoReturn:

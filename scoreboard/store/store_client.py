@@ -1,6 +1,13 @@
 """The Redis client that all parts of the store share."""
 
+from typing import Any
+
 import redis.asyncio as aioredis
+
+from scoreboard.model import Partition
+from scoreboard.store.cluster import ClusterClient
+from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.replies import read_reply
 
 
 class StoreClient:
@@ -9,3 +16,13 @@ class StoreClient:
     def __init__(self, client: aioredis.Redis) -> None:
         """Use a client that decodes replies, as ``store.client.make_client`` returns it."""
         self._client = client
+
+    async def _beside(self, partition: Partition) -> dict[str, Any]:
+        """Return the options that send a command without a key to the server of a partition.
+
+        Raises RedisUnavailable.
+        """
+        if not isinstance(self._client, ClusterClient):
+            return {}
+        key = PartitionKeys(partition).meta
+        return await read_reply(self._client.options_at(key), dict[str, Any], key)

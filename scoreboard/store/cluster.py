@@ -1,0 +1,309 @@
+"""Redis Cluster: redis-py's client with this project's connections, and the owners of slots.
+
+redis-py's client serves reads and administration. Batches of updates and reads have connections of
+their own to each primary (scoreboard.store.batching) and need to know only which primary owns a
+partition: ``SlotMap``.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import AbstractConnection
+from redis.crc import key_slot
+from redis.exceptions import (
+    ClusterDownError,
+    ClusterError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from scoreboard.model import BOARDS_KEPT_MAX, Partition
+from scoreboard.store.keys import PULSE_PREFIX, PartitionKeys
+
+Address = tuple[str, int]
+"""Host and port of a server of a cluster."""
+
+SLOTS: Final = 16_384
+
+_SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"})
+_MANY_KEYS: Final = frozenset({"UNLINK", "DEL", "EXISTS"})
+
+
+@lru_cache(maxsize=8 * BOARDS_KEPT_MAX)
+def slot_of(partition: Partition) -> int:
+    """Return the slot of all keys of a partition."""
+    return key_slot(PartitionKeys(partition).meta.encode())
+
+
+def keys_of(command: Sequence[Any]) -> Sequence[Any]:
+    """Return the keys of a command as this project sends it.
+
+    redis-py asks the server for them, except for EVAL and EVALSHA.
+    """
+    name = str(command[0]).upper()
+    if name in _SCRIPTS:
+        return command[3 : 3 + int(command[2])]
+    if name in _MANY_KEYS:
+        return command[1:]
+    if name == "XREADGROUP":
+        streams = command[list(command).index("STREAMS") + 1 :]
+        return streams[: len(streams) // 2]
+    return command[1:2]
+
+
+class ClusterConnection:
+    """Mixin of the connections of a ClusterClient."""
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as redis-py declares it)
+        """Read one reply.
+
+        Raises what redis-py raises, but CLUSTERDOWN as a plain refusal: redis-py would close all
+        connections of the client, also those that wait for a reply of another server.
+        """
+        connection: Any = super()
+        try:
+            return await connection.read_response(*args, **options)
+        except ClusterDownError as error:
+            raise ResponseError(f"CLUSTERDOWN {error}") from None
+
+
+class _NoCommandTable:
+    """In place of redis-py's table of commands, which needs the right to COMMAND."""
+
+    async def initialize(self, node: ClusterNode) -> None:
+        pass
+
+
+class ClusterClient(RedisCluster):
+    """redis-py's cluster client: bounded, without retries, with this project's connections.
+
+    A call that waits for a server that is away fails with its time limit; the next one reads the
+    owners of the slots again.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[Address],
+        connection_class: type[AbstractConnection],
+        connection_options: Mapping[str, Any],
+        *,
+        connections: int,
+        timeout_s: float,
+    ) -> None:
+        """Bound the calls at once by ``connections``; each waits at most ``timeout_s`` to begin."""
+        super().__init__(
+            startup_nodes=[ClusterNode(*host) for host in hosts],
+            require_full_coverage=False,
+            cluster_error_retry_attempts=0,
+            reinitialize_steps=0,  # it would close all connections
+            protocol=2,
+            decode_responses=bool(connection_options["decode_responses"]),
+        )
+        # The node manager keeps this very dict for the nodes that it finds.
+        self.connection_kwargs.update(connection_options)
+        self.connection_kwargs["connection_class"] = connection_class
+        self.connection_kwargs["max_connections"] = connections
+        nodes = [ClusterNode(*host, **self.connection_kwargs) for host in hosts]
+        self.nodes_manager.startup_nodes = {node.name: node for node in nodes}
+        self.commands_parser: Any = _NoCommandTable()
+        self._room = asyncio.Semaphore(connections)
+        self._timeout_s = timeout_s
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as redis-py declares it)
+        """Send a command to the server that owns its key.
+
+        Raises RedisError; RedisConnectionError if no server can be asked.
+        """
+        await self._enter()
+        try:
+            return await super().execute_command(*args, **options)
+        except (RedisClusterException, ClusterError) as error:
+            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+        finally:
+            self._room.release()
+
+    async def send_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands in one round trip of each server; an error takes the place of a reply."""
+        try:
+            await self._load_slots()
+            by_node: dict[str, list[int]] = {}
+            for place, command in enumerate(commands):
+                node = self.node_of(keys_of(command)[0])
+                by_node.setdefault(node.name, []).append(place)
+        except (RedisClusterException, ClusterError) as error:
+            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+        replies: list[Any] = [None] * len(commands)
+
+        async def send(places: list[int]) -> None:
+            await self._enter()
+            try:
+                pipe = self.pipeline()
+                for place in places:
+                    pipe.execute_command(*commands[place])
+                found = await pipe.execute(raise_on_error=False)
+            except (RedisError, OSError, RedisClusterException) as error:
+                found = [error] * len(places)
+            finally:
+                self._room.release()
+            for place, reply in zip(places, found, strict=True):
+                if isinstance(reply, RedisClusterException):
+                    reply = RedisConnectionError(str(reply))  # noqa: PLW2901
+                if isinstance(reply, RedisConnectionError | RedisTimeoutError | OSError):
+                    self.forget_slots()
+                replies[place] = reply
+
+        async with asyncio.TaskGroup() as group:
+            for places in by_node.values():
+                group.create_task(send(places))
+        return replies
+
+    async def _enter(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._room.acquire()
+        except TimeoutError:
+            raise RedisConnectionError("no connection was free in time") from None
+
+    async def _load_slots(self) -> None:
+        if self._initialize:
+            await self.initialize()
+
+    def node_of(self, key: str) -> ClusterNode:
+        """Return the primary that owns a key, once the slots are known.
+
+        Raises RedisClusterException if none does.
+        """
+        return self.nodes_manager.get_node_from_slot(key_slot(key.encode()))
+
+    async def primaries(self) -> list[ClusterNode]:
+        """Return the primaries as the servers name them now.
+
+        Raises RedisConnectionError if no server answers.
+        """
+        try:
+            self.forget_slots()
+            await self._load_slots()
+        except (RedisClusterException, ClusterError) as error:
+            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+        owners = {nodes[0] for nodes in self.nodes_manager.slots_cache.values() if nodes}
+        return sorted(owners, key=lambda node: node.name)
+
+    async def options_at(self, key: str) -> dict[str, Any]:
+        """Return the option that sends a command to the server that owns a key.
+
+        Raises RedisConnectionError if no server can be asked, or none owns the key.
+        """
+        try:
+            await self._load_slots()
+            return {"target_nodes": self.node_of(key)}
+        except (RedisClusterException, ClusterError) as error:
+            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+
+    async def ask_any(self, *command: str) -> Any:  # noqa: ANN401 (any reply)
+        """Send a command to the primaries, one after the other, until one answers.
+
+        Raises RedisError.
+        """
+        failure: RedisError | OSError = RedisConnectionError("the cluster has no primary")
+        nodes = await self.primaries()
+        for node in random.sample(nodes, len(nodes)):
+            try:
+                return await self.execute_command(*command, target_nodes=node)
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                failure = error
+        raise failure
+
+    def forget_slots(self) -> None:
+        """Read the owners of the slots again before the next call."""
+        self._initialize = True
+
+    async def _determine_slot(self, command: str, *args: Any) -> int:  # noqa: ANN401 (as redis-py declares it)
+        keys = keys_of((command, *args))
+        if not keys:
+            raise RedisConnectionError(f"{command} names no key")
+        key = keys[0]
+        return key_slot(key if isinstance(key, bytes) else str(key).encode())
+
+
+async def load_script(client: aioredis.Redis, text: bytes, keys: Iterable[str]) -> None:
+    """Load a script on the server of each key; without keys, on every primary.
+
+    Raises RedisError, RedisConnectionError.
+    """
+    if not isinstance(client, ClusterClient):
+        await client.execute_command("SCRIPT LOAD", text)
+        return
+    found = [await client.options_at(key) for key in keys]
+    nodes = {one["target_nodes"] for one in found} or set(await client.primaries())
+    for node in nodes:
+        await client.execute_command("SCRIPT LOAD", text, target_nodes=node)
+
+
+async def send_many(client: aioredis.Redis, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    """Send commands in one round trip, or in one of each server of a cluster.
+
+    Each is named as redis-py names it and has its key first. An error takes the place of a reply;
+    what keeps all commands from a single server is raised.
+    """
+    if isinstance(client, ClusterClient):
+        return await client.send_many(commands)
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute(raise_on_error=False)
+
+
+class SlotMap:
+    """Which primary owns each slot, as the servers last said."""
+
+    def __init__(self, client: ClusterClient) -> None:
+        """Use ``client``, which has no other purpose, to ask the servers."""
+        self._client = client
+        self._owners: list[Address | None] = [None] * SLOTS
+        self.primaries: frozenset[Address] = frozenset()
+        """Servers that own slots; empty until ``refresh`` has succeeded."""
+
+    async def refresh(self) -> None:
+        """Ask a server.
+
+        Raises RedisConnectionError if none answers.
+        """
+        await self._client.primaries()
+        owners: list[Address | None] = [None] * SLOTS
+        for slot, nodes in self._client.nodes_manager.slots_cache.items():
+            if nodes:
+                owners[slot] = nodes[0].host, int(nodes[0].port)
+        self._owners = owners
+        self.primaries = frozenset(owner for owner in owners if owner is not None)
+
+    def owner(self, partition: Partition) -> Address | None:
+        """Return the primary of a partition; None if none is known."""
+        return self._owners[slot_of(partition)]
+
+    def move(self, slot: int, owner: Address) -> None:
+        """Note what a server said: a slot has another owner."""
+        self._owners[slot] = owner
+        self.primaries |= {owner}
+
+    def pulse_key(self, owner: Address) -> str:
+        """Return the name of a counter that a primary owns.
+
+        Raises LookupError if the primary owns no slot.
+        """
+        for number in range(SLOTS):
+            name = f"{PULSE_PREFIX}{{{number}}}"
+            if self._owners[key_slot(name.encode())] == owner:
+                return name
+        raise LookupError(owner)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
