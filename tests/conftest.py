@@ -25,7 +25,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 # Fixtures of one folder are imported by its own conftest.py, so other runs do not load them.
-pytest_plugins = ["tests.support.servers.stores", "tests.support.fakes.tokens"]
+pytest_plugins = [
+    "tests.support.servers.stores",
+    "tests.support.servers.clusters",
+    "tests.support.fakes.tokens",
+]
 
 SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "deploy", "documents"})
 FOLDERS = frozenset(
