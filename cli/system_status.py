@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import httpx
 import msgspec
@@ -43,7 +43,6 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.durability import Requirements, check_durability
 from scoreboard.store.partitions import Backlog, PartitionState
-from scoreboard.store.replies import read_reply
 from scoreboard.store.store import Store
 
 LIMIT_S: Final = 5.0
@@ -204,11 +203,10 @@ async def _limited(
 async def _ask_redis(settings: Settings) -> _RedisFacts:
     async with make_client(settings, name="status", connections=4) as client:
         store = Store(client)
-        server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
         durability = await check_durability(client, Requirements.of(settings))
         facts = _RedisFacts(
             {
-                checks.REDIS: Check("up", _redis_version(server)),
+                checks.REDIS: checks.describe_redis(durability),
                 checks.DURABILITY: checks.describe_durability(
                     durability, is_unsafe_allowed=settings.unsafe_redis
                 ),
@@ -225,12 +223,6 @@ async def _ask_redis(settings: Settings) -> _RedisFacts:
             else:
                 facts.boards[board] = states, backlogs
     return facts
-
-
-def _redis_version(server: Mapping[str, Any]) -> str:
-    if "valkey_version" in server:
-        return f"Valkey {server['valkey_version']}"
-    return f"Redis {server.get('redis_version', 'of an unknown version')}"
 
 
 def _redis_down(reason: str) -> _RedisFacts:

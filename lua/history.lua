@@ -1,6 +1,6 @@
 -- history: read the replication id of this server.
 -- WHY       after a failover the same epoch, seq and stream id may belong to other actions
--- KEYS      1 any key of a partition: it names the server
+-- KEYS      none; the caller names one of a partition, which chooses the server of a cluster
 -- ARGV      none
 -- ASSUMES   none
 -- RETURNS   the replication id, which differs after every failover and every start; empty if the server does not show it

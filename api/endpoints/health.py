@@ -19,7 +19,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from api.documents.responses import UPDATE_ONLY, problems
 from api.documents.schemas import Alive, Readiness
-from scoreboard.errors import MethodNotAllowed, ScoreboardError, UnexpectedReply
+from scoreboard.errors import (
+    MethodNotAllowed,
+    RedisUnavailable,
+    ScoreboardError,
+    UnexpectedReply,
+)
 from scoreboard.health.checks import (
     CATALOGUE,
     DATABASE,
@@ -44,6 +49,7 @@ from scoreboard.security.tokens import Verifier
 from scoreboard.store.boards import Boards
 from scoreboard.store.catalogue import Catalogue
 from scoreboard.store.client import REDIS_UP
+from scoreboard.store.cluster import ClusterClient
 from scoreboard.store.durability_metrics import measure_durability
 
 LIVE_PATH: Final = "/health/live"
@@ -191,11 +197,18 @@ class Health:
         return [await self._check_board(board) for board in self._boards]
 
     async def _check_board(self, board: str) -> Check:
-        """Return the check of one board; keys that cannot be read do not affect other boards."""
+        """Return the check of one board; keys that cannot be read do not affect other boards.
+
+        Nor does a primary of a cluster that is away: then the process serves the other partitions.
+        """
         try:
             return describe_board(board, None, await read_states(self._store, board))
         except UnexpectedReply as error:
             return down(error.title)
+        except RedisUnavailable as error:
+            if not isinstance(self._client, ClusterClient):
+                raise
+            return Check("partly away", error.title)
 
     async def _check_durability(self) -> list[Check]:
         found = await measure_durability(self._client, self._settings)

@@ -98,6 +98,17 @@ def unknown(reason: str, *, advice: str = "") -> Check:
     return Check(UNKNOWN, reason, advice)
 
 
+def describe_redis(found: Durability) -> Check:
+    """Return which servers of Redis answer."""
+    if found.primaries == 1:
+        return Check("up", found.version)
+    detail = f"{found.version}, {found.primaries} primaries"
+    if not found.away:
+        return Check("up", detail)
+    away = f"{detail}; {', '.join(found.away)} does not answer"
+    return Check("partly away", away, f"see {runbook('RedisDown')}")
+
+
 def describe_durability(found: Durability, *, is_unsafe_allowed: bool) -> Check:
     """Return whether Redis keeps what it acknowledges."""
     if found.is_safe and found.vouched:

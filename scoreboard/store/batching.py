@@ -50,6 +50,9 @@ REDIRECTS_MAX: Final = 25
 REDIRECTS_AT_ONCE: Final = 2
 """Redirections without a pause: one for a slot that has moved, one for a server that asks."""
 
+LOSSES_MAX: Final = 1
+"""Redirections after which an entry of a cluster is not sent again when its connection is lost."""
+
 REDIRECT_PAUSE_S: Final = 0.05
 
 SLOTS_EVERY_S: Final = 10.0
@@ -316,7 +319,8 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         while True:
             self._slots_wanted.clear()
             try:
-                await slot_map.refresh()
+                async with asyncio.timeout(self._settings.redis_timeout_s):
+                    await slot_map.refresh()
                 was_reported = False
             except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
                 if not was_reported:
@@ -324,8 +328,8 @@ class Batcher(ABC, Generic[EntryT, CallT]):
                 was_reported = True
             else:
                 self._leave_lanes(slot_map.primaries)
-            queue = self._unplaced.queue
-            waiting = [queue.popleft() for _ in range(len(queue))]
+            waiting = list(self._unplaced.queue)
+            self._unplaced.queue.clear()
             for entry in waiting:
                 lane = self._lane_of(entry)
                 if lane is self._unplaced:
@@ -511,16 +515,23 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         fail(entries, self._lost)
 
     def _note_lost(self, lane: _Lane[EntryT], entries: Sequence[EntryT], *, was_sent: bool) -> bool:
-        """Note that a connection was lost; return whether the lane is done with the entries."""
-        self._slots_wanted.set()
-        if not was_sent:
-            self._fail_unsent(entries)
-            return True
+        """Note that a connection was lost; return whether the lane is done with the entries.
+
+        In a cluster they are placed once more when the servers have said who owns their slots:
+        a replica may have been promoted.
+        """
+        if lane.address is None:
+            if not was_sent:
+                fail(entries, RedisUnavailable)
+            return not was_sent
         for entry in entries:
-            entry.is_unsure = True
-        if lane.address is None or not lane.is_closing:
-            return False
-        self._place(entries)  # another server has its slots
+            entry.is_unsure |= was_sent
+            entry.redirects += 1
+            if entry.redirects > LOSSES_MAX or self._closing.is_set():
+                self._fail_unsent([entry])
+            elif not entry.future.done():
+                self._unplaced.queue.append(entry)
+        self._slots_wanted.set()
         return True
 
     async def _handle_replies(

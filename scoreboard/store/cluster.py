@@ -233,6 +233,18 @@ class ClusterClient(RedisCluster):
         return key_slot(key if isinstance(key, bytes) else str(key).encode())
 
 
+async def primaries_of(client: aioredis.Redis) -> list[tuple[str, dict[str, Any]]]:
+    """Return the primaries: their names, and the options that send a command to each.
+
+    A single server has no name and needs no options.
+
+    Raises RedisConnectionError if no server of a cluster answers.
+    """
+    if not isinstance(client, ClusterClient):
+        return [("", {})]
+    return [(node.name, {"target_nodes": node}) for node in await client.primaries()]
+
+
 async def load_script(client: aioredis.Redis, text: bytes, keys: Iterable[str]) -> None:
     """Load a script on the server of each key; without keys, on every primary.
 

@@ -5,6 +5,7 @@ SCOREBOARD_UNSAFE_REDIS accepts that. A managed server that refuses CONFIG GET i
 SCOREBOARD_VOUCHED_REDIS; what can be read of it must still be right.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -14,6 +15,7 @@ from redis.exceptions import ResponseError
 
 from scoreboard.errors import RedisUnavailable, UnexpectedReply, UnsafeRedis
 from scoreboard.runtime.settings import Settings
+from scoreboard.store.cluster import primaries_of
 from scoreboard.store.replies import checking_reply, read_reply
 
 REQUIRED_SETTINGS: Final = {
@@ -69,13 +71,17 @@ class Durability(Struct, frozen=True):
     """The durability of a Redis server; without ``problems`` no acknowledged update can be lost.
 
     ``vouched`` lists the settings that the server hides and the operator guarantees; empty if the
-    server shows its settings.
+    server shows its settings. In a cluster it is the durability of all primaries that answer;
+    ``away`` names the others, which accept nothing.
     """
 
     problems: tuple[str, ...]
-    run_id: str = ""
     vouched: str = ""
     is_primary: bool = True
+    version: str = ""
+    """Name and version of the server, such as ``Valkey 9.0.1``."""
+    primaries: int = 1
+    away: tuple[str, ...] = ()
 
     @property
     def is_safe(self) -> bool:
@@ -86,30 +92,73 @@ class Durability(Struct, frozen=True):
 async def check_durability(
     client: aioredis.Redis, required: Requirements = DEFAULT_REQUIREMENTS
 ) -> Durability:
-    """Compare the server's settings with the required ones.
+    """Compare the settings of the server, or of a cluster's primaries, with the required ones.
 
     A managed server may refuse CONFIG GET. That is a problem unless the operator vouches for the
     settings.
 
     Raises RedisUnavailable, UnexpectedReply.
     """
-    server = await read_reply(client.info("server"), dict[str, Any], "INFO server")
-    replication = await read_reply(client.info("replication"), dict[str, Any], "INFO replication")
-    persistence = await read_reply(client.info("persistence"), dict[str, Any], "INFO persistence")
-    memory = await read_reply(client.info("memory"), dict[str, Any], "INFO memory")
-    config = await _config_of(client)
+    servers = await read_reply(
+        primaries_of(client), list[tuple[str, dict[str, Any]]], "CLUSTER SLOTS"
+    )
+    if len(servers) == 1:
+        return await _check_server(client, servers[0][1], required)
+    asked = (_check_server(client, options, required) for _, options in servers)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    found: dict[str, Durability] = {}
+    away: list[str] = []
+    for (name, _), answer in zip(servers, answers, strict=True):
+        if isinstance(answer, Durability):
+            found[name] = answer
+        elif isinstance(answer, RedisUnavailable):
+            away.append(name)
+        else:
+            raise answer
+    if not found:
+        raise RedisUnavailable
+    every = found.values()
+    return Durability(
+        tuple(f"{name}: {problem}" for name, one in found.items() for problem in one.problems),
+        max(one.vouched for one in every),
+        version=min(one.version for one in every),
+        primaries=len(servers),
+        away=tuple(away),
+    )
+
+
+async def _check_server(
+    client: aioredis.Redis, options: Mapping[str, Any], required: Requirements
+) -> Durability:
+    async def info(section: str) -> Mapping[str, Any]:
+        asked = client.execute_command("INFO", section, **options)
+        return await read_reply(asked, dict[str, Any], f"INFO {section}")
+
+    server, replication = await info("server"), await info("replication")
+    persistence, memory = await info("persistence"), await info("memory")
+    config = await _config_of(client, options)
     with checking_reply("INFO"):
         problems = _problems_of(replication, persistence, memory, config, required)
     vouched = required.describe() if config is None and required.is_vouched else ""
     is_primary = replication.get("role") == "master"
-    return Durability(tuple(problems), str(server.get("run_id", "")), vouched, is_primary)
+    return Durability(tuple(problems), vouched, is_primary, _version_of(server))
 
 
-async def _config_of(client: aioredis.Redis) -> Mapping[str, str] | None:
+def _version_of(server: Mapping[str, Any]) -> str:
+    if "valkey_version" in server:
+        return f"Valkey {server['valkey_version']}"
+    return f"Redis {server.get('redis_version', 'of an unknown version')}"
+
+
+async def _config_of(
+    client: aioredis.Redis, options: Mapping[str, Any]
+) -> Mapping[str, str] | None:
     """Read the required settings; None if the server refuses CONFIG GET."""
     try:
         return await read_reply(
-            client.config_get(*REQUIRED_SETTINGS, MIN_REPLICAS), dict[str, str], "CONFIG GET"
+            client.execute_command("CONFIG GET", *REQUIRED_SETTINGS, MIN_REPLICAS, **options),
+            dict[str, str],
+            "CONFIG GET",
         )
     except (RedisUnavailable, UnexpectedReply) as error:
         if isinstance(error.__cause__, ResponseError):

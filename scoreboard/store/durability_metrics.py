@@ -20,5 +20,6 @@ async def measure_durability(client: aioredis.Redis, settings: Settings) -> Dura
     _REDIS_DURABLE.set(found.is_safe)
     if not found.is_primary:
         # After a failover the address may lead to another server: the next call connects again.
+        # A cluster's client is told by the servers themselves, and all of its primaries are ones.
         await client.connection_pool.disconnect(inuse_connections=False)
     return found
