@@ -100,8 +100,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     redis_url: Annotated[
         Secret,
         _description(
-            "URL of Redis or Valkey, redis:// or rediss://; or redis+sentinel://HOST,HOST,HOST/NAME; "
-            "or redis+cluster://HOST,HOST,HOST; may contain a password"
+            "URL of Redis or Valkey, redis:// or rediss://, or redis+sentinel://HOST,HOST,HOST/NAME"
+            ", or redis+cluster://HOST,HOST,HOST; may contain a password"
         ),
     ]
     database_url: Annotated[
