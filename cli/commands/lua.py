@@ -278,12 +278,17 @@ def neighbours(*, packed: int, wins: bool, around: int, number: int, **options: 
 @call.command()
 @_target_options
 def history(**options: Any) -> None:  # noqa: ANN401 (those of every call)
-    """Print the command that reads the replication id of the server."""
+    """Print the command that reads the replication id of the server.
+
+    In a cluster it is the server of the board's first partition.
+    """
+    target = _target_of(**options)
 
     async def build(_: Store, __: Layout) -> list[Command]:
-        return [script_command(Script.load("history"), [], [], reads=True)]
+        names = [PartitionKeys(Partition(target.board)).meta]
+        return [script_command(Script.load("history"), names, [], reads=True)]
 
-    _print_calls(_target_of(**options), "history", build)
+    _print_calls(target, "history", build)
 
 
 def _target_of(*, board: str | None, form: str, load: bool, data_dir: Path) -> Target:

@@ -14,6 +14,8 @@ from typing import Any, Final
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
     ClusterDownError,
@@ -102,7 +104,7 @@ class ClusterClient(RedisCluster):
         super().__init__(
             startup_nodes=[ClusterNode(*host) for host in hosts],
             require_full_coverage=False,
-            cluster_error_retry_attempts=0,
+            retry=Retry(NoBackoff(), 0),
             reinitialize_steps=0,  # it would close all connections
             protocol=2,
             decode_responses=bool(connection_options["decode_responses"]),

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from cli.commands.lua import CALLABLE, REFUSED
-from scoreboard.model import Action, Board, Layout, digest_of
+from scoreboard.model import Action, Board, Layout, Partition, digest_of
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.store import Store
@@ -220,7 +220,7 @@ def test_reads_of_several_partitions_are_those_of_the_store(
     assert wrong.code == 3
 
     history = shell(call(command, "history", "--load"), redis_url).strip()
-    assert history == with_store(settings, Store.replication_id)
+    assert history == with_store(settings, lambda store: store.replication_id(Partition("main")))
 
 
 def test_a_board_that_is_not_loaded_is_an_error(command: Run) -> None:

@@ -115,7 +115,7 @@ class Calls:
             "trim": lambda: store.trim(
                 MAIN, "5-0", [b"5-0"], replication_id="", epoch=1, first_seq=1, last_seq=1
             ),
-            "replication_id": store.replication_id,
+            "replication_id": lambda: store.replication_id(MAIN),
             "uncommitted": lambda: store.read_uncommitted(MAIN, epoch=1, seq=0, stream_id="0-0"),
             "repair": lambda: store.repair(
                 MAIN,

@@ -24,7 +24,10 @@ from typing import Any, Self, cast
 
 import pytest
 import redis
+import redis.asyncio as aioredis
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
 from redis.crc import key_slot
 from redis.retry import Retry
 
@@ -496,6 +499,26 @@ def _field(job: Any, name: str) -> Any:
     if isinstance(job, dict):
         return cast("dict[str, Any]", job)[name]
     return job[job.index(name) + 1]
+
+
+@contextmanager
+def clients_follow_clusters() -> Iterator[None]:
+    """Let ``from_url`` of redis-py's plain clients make clients of the cluster that a URL names."""
+    with pytest.MonkeyPatch.context() as patch:
+        pairs = (redis.Redis, RedisCluster), (aioredis.Redis, AsyncRedisCluster)
+        for plain, following in pairs:
+            make = plain.from_url
+
+            def make_either(
+                url: str, *, make: Any = make, following: Any = following, **options: Any
+            ) -> Any:
+                if not url.startswith("redis+cluster:"):
+                    return make(url, **options)
+                host = url.split(",")[0].removeprefix("redis+cluster:")
+                return following.from_url(f"redis:{host}", **options)
+
+            patch.setattr(plain, "from_url", make_either)
+        yield
 
 
 OwnCluster = Callable[..., Cluster]

@@ -16,6 +16,7 @@ import redis
 from psycopg import sql
 
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
+from tests.support.servers.clusters import Cluster, clients_follow_clusters
 from tests.support.servers.postgres_template import copy_postgres
 
 OwnValkey = Callable[..., EmbeddedValkey]
@@ -33,15 +34,35 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 
 @pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Form the cluster of --on-cluster; plain clients made from its URL follow its slots."""
+    folder = tmp_path_factory.mktemp("shared-cluster")
+    with Cluster(folder, replicas=0) as cluster, clients_follow_clusters():
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
     folder = copy_postgres(tmp_path_factory.mktemp("servers") / "postgres")
     with EmbeddedPostgres(folder, fsync=False, settings=_POSTGRES_SETTINGS) as server:
         yield server
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--on-cluster", action="store_true", help="run the tests of redis_url on a cluster"
+    )
+
+
 @pytest.fixture
-def redis_url(valkey_server: EmbeddedValkey) -> str:
-    """Return the URL of an empty Valkey."""
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Return the URL of an empty Valkey; with --on-cluster, of an empty cluster."""
+    if request.config.getoption("--on-cluster"):
+        cluster: Cluster = request.getfixturevalue("shared_cluster")
+        for node in cluster.primaries():
+            node.call("FLUSHALL")
+        return cluster.url
+    valkey_server: EmbeddedValkey = request.getfixturevalue("valkey_server")
     with redis.Redis.from_url(valkey_server.url) as client:
         client.flushall()
     return valkey_server.url
