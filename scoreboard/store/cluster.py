@@ -56,7 +56,8 @@ def keys_of(command: Sequence[Any]) -> Sequence[Any]:
     if name in _MANY_KEYS:
         return command[1:]
     if name == "XREADGROUP":
-        streams = command[list(command).index("STREAMS") + 1 :]
+        at = next(at for at, word in enumerate(command) if word in {"STREAMS", b"STREAMS"})
+        streams = command[at + 1 :]
         return streams[: len(streams) // 2]
     return command[1:2]
 
