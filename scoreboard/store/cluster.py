@@ -168,6 +168,12 @@ class ClusterClient(RedisCluster):
                 group.create_task(send(places))
         return replies
 
+    async def aclose(self) -> None:
+        """Close all connections, also while the owners of the slots are to be read again."""
+        await super().aclose()
+        await self.nodes_manager.aclose()
+        await self.nodes_manager.aclose("startup_nodes")
+
     async def _enter(self) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
