@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -18,8 +18,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
+    AuthenticationError,
     ClusterDownError,
     ClusterError,
+    NoPermissionError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -29,6 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.model import BOARDS_KEPT_MAX, Partition
 from scoreboard.store.keys import PULSE_PREFIX, PartitionKeys
+from scoreboard.store.replies import NO_CLUSTER
 
 Address = tuple[str, int]
 """Host and port of a server of a cluster."""
@@ -76,6 +79,21 @@ class ClusterConnection:
             return await connection.read_response(*args, **options)
         except ClusterDownError as error:
             raise ResponseError(f"CLUSTERDOWN {error}") from None
+
+
+def _translated(error: Exception) -> RedisError:
+    """Return the error to raise for one of redis-py's cluster client.
+
+    A refused login, or a missing right to CLUSTER SLOTS, is hidden in it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, AuthenticationError | NoPermissionError):
+            return seen
+        if isinstance(seen, ResponseError) and "cluster support disabled" in str(seen):
+            return ResponseError(NO_CLUSTER)
+        seen = seen.__cause__ or seen.__context__
+    return RedisConnectionError(f"the cluster cannot be used: {error}")
 
 
 class _NoCommandTable:
@@ -129,7 +147,7 @@ class ClusterClient(RedisCluster):
         try:
             return await super().execute_command(*args, **options)
         except (RedisClusterException, ClusterError) as error:
-            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+            raise _translated(error) from error
         finally:
             self._room.release()
 
@@ -142,7 +160,7 @@ class ClusterClient(RedisCluster):
                 node = self.node_of(keys_of(command)[0])
                 by_node.setdefault(node.name, []).append(place)
         except (RedisClusterException, ClusterError) as error:
-            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+            raise _translated(error) from error
         replies: list[Any] = [None] * len(commands)
 
         async def send(places: list[int]) -> None:
@@ -167,6 +185,24 @@ class ClusterClient(RedisCluster):
             for places in by_node.values():
                 group.create_task(send(places))
         return replies
+
+    async def initialize(self, *args: Any, **options: Any) -> RedisCluster:  # noqa: ANN401 (as redis-py declares it)
+        """Read the owners of the slots, if that is due.
+
+        Raises RedisError.
+        """
+        try:
+            return await super().initialize(*args, **options)
+        except (RedisClusterException, ClusterError) as error:
+            raise _translated(error) from error
+
+    async def __aenter__(self) -> Self:
+        """Return the client, as a plain one: it connects when it is used."""
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Close the connections."""
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Close all connections, also while the owners of the slots are to be read again."""
@@ -201,7 +237,7 @@ class ClusterClient(RedisCluster):
             self.forget_slots()
             await self._load_slots()
         except (RedisClusterException, ClusterError) as error:
-            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+            raise _translated(error) from error
         owners = {nodes[0] for nodes in self.nodes_manager.slots_cache.values() if nodes}
         return sorted(owners, key=lambda node: node.name)
 
@@ -214,7 +250,7 @@ class ClusterClient(RedisCluster):
             await self._load_slots()
             return {"target_nodes": self.node_of(key)}
         except (RedisClusterException, ClusterError) as error:
-            raise RedisConnectionError(f"the cluster cannot be used: {error}") from error
+            raise _translated(error) from error
 
     async def ask_any(self, *command: str) -> Any:  # noqa: ANN401 (any reply)
         """Send a command to the primaries, one after the other, until one answers.

@@ -41,7 +41,7 @@ PARSE_ERRORS: Final = (
 """Raised by parsers (ours, redis-py's and hiredis's) for a reply of another shape."""
 
 SERVER_REFUSALS: Final = frozenset(
-    {"MISCONF", "NOREPLICAS", "MASTERDOWN", "MOVED", "CLUSTERDOWN", "BUSY"}
+    {"MISCONF", "NOREPLICAS", "MASTERDOWN", "MOVED", "CLUSTERDOWN", "NOCLUSTER", "BUSY"}
 )
 """Error codes with which the server refuses a command before it writes anything."""
 
@@ -50,6 +50,9 @@ NOT_PRIMARY: Final = frozenset({"READONLY", "MOVED", "MASTERDOWN"})
 
 Connections to it have to be closed: it keeps them open, and each write would be refused.
 """
+
+NO_CLUSTER: Final = "NOCLUSTER the servers that REDIS_URL names are not a cluster"
+"""Stands for the error of a plain server in place of a cluster's."""
 
 DENIED: Final = "permission denied (NOPERM)"
 
