@@ -514,7 +514,7 @@ def clients_follow_clusters() -> Iterator[None]:
             ) -> Any:
                 if not url.startswith("redis+cluster:"):
                     return make(url, **options)
-                host = url.split(",")[0].removeprefix("redis+cluster:")
+                host = url.split(",", maxsplit=1)[0].removeprefix("redis+cluster:")
                 return following.from_url(f"redis:{host}", **options)
 
             patch.setattr(plain, "from_url", make_either)
