@@ -371,13 +371,17 @@ def make_cluster_client(
         for option, given in pool.connection_kwargs.items()
         if option not in {"host", "port", "db", "retry", "retry_on_error"}
     }
-    return ClusterClient(
+    client = ClusterClient(
         address.hosts,
         pool.connection_class,
         options,
         connections=connections,
         timeout_s=settings.redis_timeout_s,
     )
+    store = secret_store(settings, "redis") if login is None else None
+    if store is not None:
+        store.on_change(client.close_outdated)
+    return client
 
 
 def make_slot_map(settings: Settings, *, name: str) -> SlotMap | None:

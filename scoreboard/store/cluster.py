@@ -266,6 +266,12 @@ class ClusterClient(RedisCluster):
                 failure = error
         raise failure
 
+    async def close_outdated(self) -> None:
+        """Close idle connections: the secret with which they logged in has changed."""
+        manager = self.nodes_manager
+        for node in {*manager.nodes_cache.values(), *manager.startup_nodes.values()}:
+            await node.disconnect_free_connections()
+
     def forget_slots(self) -> None:
         """Read the owners of the slots again before the next call."""
         self._initialize = True

@@ -1,6 +1,7 @@
 """URLs of Redis and PostgreSQL: which are refused, without any part of their password."""
 
 import pytest
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelManagedSSLConnection
 
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, SettingInvalid
@@ -11,11 +12,13 @@ from scoreboard.runtime.connection_urls import (
     driver_error,
     error_text,
     extract_passwords,
+    parse_cluster_url,
     parse_sentinel_url,
     redact_url,
 )
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_connection
+from scoreboard.store.cluster import keys_of
 
 PASSWORD = "s3cretTiger"  # every part of it must stay hidden
 HINT = "s3cret"
@@ -29,6 +32,9 @@ GOOD_REDIS = [
     "redis+sentinel://one,two:26380,[::1]:26381/scores",
     "redis+sentinel://user:p%2Fw@one/scores/3?sentinel_username=watch&sentinel_password=p%2Fw",
     "rediss+sentinel://one/scores?ssl_ca_certs=/ca.pem",
+    "redis+cluster://one,two:7001,[::1]:7002",
+    "redis+cluster://user:p%2Fw@one/",
+    "rediss+cluster://one,two?ssl_ca_certs=/ca.pem",
 ]
 BAD_REDIS = [
     f"http://:{PASSWORD}@127.0.0.1:1",
@@ -61,6 +67,11 @@ BAD_REDIS = [
     f"redis+sentinel://one/scores?password={PASSWORD}",
     f"redis+sentinel://one/scores?sentinel_password={PASSWORD}&ssl_cert_reqs=none",
     f"rediss+sentinel://one/scores?sentinel_password={PASSWORD}&ssl_cert_reqs=maybe",
+    f"redis+cluster://:{PASSWORD}@one,two/0",
+    f"redis+cluster://:{PASSWORD}@one,two:0",
+    f"redis+cluster://:{PASSWORD}@{','.join(['one'] * 17)}",
+    f"redis+cluster://:{PASSWORD}@one?ssl_cert_reqs=none",
+    f"redis+cluster://one?password={PASSWORD}",
 ]
 GOOD_DATABASE = [
     "postgresql://scoreboard@127.0.0.1:5432/scoreboard",
@@ -129,6 +140,46 @@ def test_a_url_of_sentinels_has_the_login_of_both_kinds_of_servers() -> None:
     assert found.login == ("you", f"{PASSWORD}/+")
     assert HINT not in repr(found)
     assert parse_sentinel_url("redis://localhost") is None
+
+
+def test_a_url_of_a_cluster_has_the_login_of_every_server() -> None:
+    found = parse_cluster_url(f"rediss+cluster://me:{PASSWORD}@one,[::1]:7?ssl_ca_certs=/ca.pem")
+
+    assert found is not None
+    assert found.node_url == f"rediss://me:{PASSWORD}@localhost/0?ssl_ca_certs=/ca.pem"
+    assert found.hosts == (("one", 6379), ("::1", 7))
+    assert HINT not in repr(found)
+    assert parse_cluster_url("redis://localhost") is None
+
+
+def test_connections_to_a_server_of_a_cluster_use_its_address_and_tls() -> None:
+    url = Secret(f"rediss+cluster://me:{PASSWORD}@one,two:7?ssl_ca_certs=/ca.pem")
+    settings = Settings(redis_url=url)
+    connection = make_connection(settings, name="test", address=("three", 8))
+
+    assert isinstance(connection, SSLConnection)
+    assert connection.ssl_context.ca_certs == "/ca.pem"
+    assert (connection.host, connection.port, connection.username) == ("three", 8, "me")
+    chosen = make_connection(settings, name="test")
+    assert isinstance(chosen, SSLConnection)
+    assert (chosen.host, chosen.port) in {("one", 6379), ("two", 7)}
+
+
+COMMANDS: list[tuple[tuple[object, ...], list[object]]] = [
+    (("EVALSHA", "sha", 2, "a", "b", "c"), ["a", "b"]),
+    (("EVALSHA_RO", "sha", 1, "a", "c"), ["a"]),
+    (("EVALSHA_RO", "sha", 0, "c"), []),
+    (("XREADGROUP", b"GROUP", "g", "me", b"BLOCK", 5, b"STREAMS", "a", "b", ">", ">"), ["a", "b"]),
+    (("UNLINK", "a", "b"), ["a", "b"]),
+    (("XINFO STREAM", "a"), ["a"]),
+    (("HMGET", "a", "field", "field"), ["a"]),
+    (("TIME",), []),
+]
+
+
+@pytest.mark.parametrize(("command", "keys"), COMMANDS)
+def test_the_keys_of_a_command_are_known(command: tuple[object, ...], keys: list[object]) -> None:
+    assert list(keys_of(command)) == keys
 
 
 def test_connections_to_a_primary_behind_sentinels_use_tls() -> None:

@@ -1,0 +1,123 @@
+"""The client of a cluster: its errors are those of a plain client, and its logins are renewed."""
+
+import asyncio
+
+import pytest
+
+from scoreboard.errors import RedisUnavailable, ScoreboardError
+from scoreboard.model import Action, Board, Partition
+from scoreboard.runtime.connection_urls import driver_error, error_text
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.client import make_client
+from scoreboard.store.dispatcher import Dispatcher
+from scoreboard.store.durability import check_durability
+from scoreboard.store.store import Store
+from tests.support.data.boards import open_board
+from tests.support.servers.clusters import PASSWORD, Cluster, OwnCluster
+
+NAMES = ["main", "one", "two", "three", "four"]
+
+
+async def failure(url: str) -> ScoreboardError:
+    """Return the error of a call with a URL."""
+    async with make_client(Settings(redis_url=Secret(url)), name="test") as client:
+        with pytest.raises(ScoreboardError) as raised:
+            await Store(client).state(Partition("main"))
+        with pytest.raises(ScoreboardError):
+            await check_durability(client)
+        with pytest.raises(ScoreboardError):
+            await Store(client).survey([Partition("main")])
+        return raised.value
+
+
+async def test_a_refused_login_is_told(cluster: Cluster) -> None:
+    error = await failure(cluster.url.replace(PASSWORD, "wrong"))
+
+    assert isinstance(error, RedisUnavailable)
+    assert error.detail == "Redis refuses the login"
+    assert "wrong" not in repr(error.__cause__)
+
+
+async def test_a_login_without_the_right_to_the_slots_is_told(cluster: Cluster) -> None:
+    for node in cluster.nodes:
+        node.call("ACL", "SETUSER", "weak", "on", ">x", "~*", "&*", "+@all", "-cluster")
+
+    error = await failure(cluster.url.replace(f":{PASSWORD}@", "weak:x@"))
+
+    cause = driver_error(error)
+    assert cause is not None
+    assert "no permissions to run the 'cluster|slots' command" in error_text(cause)
+
+
+async def test_a_plain_server_in_place_of_a_cluster_is_told(redis_url: str) -> None:
+    plain = redis_url.removeprefix("redis://").partition("/")[0]
+
+    error = await failure(f"redis+cluster://{plain}")
+
+    cause = driver_error(error)
+    assert cause is not None
+    assert error_text(cause) == "NOCLUSTER the servers that REDIS_URL names are not a cluster"
+
+
+async def test_a_cluster_that_is_away_is_unreachable() -> None:
+    error = await failure("redis+cluster://:x@127.0.0.1:1,127.0.0.1:2")
+
+    assert isinstance(error, RedisUnavailable)
+
+
+async def test_all_primaries_are_checked(own_cluster: OwnCluster) -> None:
+    cluster = own_cluster(replicas=0)
+    weak, lost = cluster.nodes[1], cluster.nodes[2]
+    async with make_client(Settings(redis_url=Secret(cluster.url)), name="test") as client:
+        assert (await check_durability(client)).problems == ()
+        weak.call("CONFIG", "SET", "appendfsync", "everysec")
+        found = await check_durability(client)
+        assert [problem.partition(": ")[0] for problem in found.problems] == [
+            f"127.0.0.1:{weak.port}"
+        ]
+        assert (found.primaries, found.away) == (3, ())
+        lost.kill()
+        found = await check_durability(client)
+        assert (found.primaries, found.away) == (3, (f"127.0.0.1:{lost.port}",))
+
+
+async def test_a_survey_has_the_partitions_of_the_servers_that_answer(
+    own_cluster: OwnCluster,
+) -> None:
+    cluster = own_cluster(replicas=0)
+    async with make_client(Settings(redis_url=Secret(cluster.url)), name="test") as client:
+        store = Store(client)
+        for name in NAMES:
+            await open_board(store, Board(name))
+        lost = cluster.primary_of("sb:{two:0}:meta")
+        away = {name for name in NAMES if cluster.primary_of(f"sb:{{{name}:0}}:meta") is lost}
+        lost.kill()
+        for _ in range(2):
+            found = await store.survey([Partition(name) for name in NAMES])
+            failed = {
+                name
+                for name, one in zip(NAMES, found, strict=True)
+                if isinstance(one, RedisUnavailable)
+            }
+            assert failed == away
+        assert await store.now_s() > 0
+
+
+async def test_every_primary_gets_its_own_updates(cluster: Cluster) -> None:
+    settings = Settings(redis_url=Secret(cluster.url), dispatch_connections=2)
+    async with make_client(settings, name="test") as client:
+        for name in NAMES:
+            await open_board(Store(client), Board(name))
+        dispatcher = Dispatcher(settings)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(dispatcher.run())
+            receipts = await asyncio.gather(
+                *(
+                    dispatcher.submit(name, Action(f"user{n}", "win:1", 5))
+                    for n in range(50)
+                    for name in NAMES
+                )
+            )
+            dispatcher.close()
+        assert {receipt.score for receipt in receipts} == {5}
+        assert await Store(client).count_users([Board(name) for name in NAMES]) == [50] * len(NAMES)
