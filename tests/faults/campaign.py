@@ -4,6 +4,10 @@
 
 prints the numbers of faults, of acknowledged, lost and doubled actions, and the time of recovery.
 The exit code is 1 if an invariant was violated. (`make faults`)
+
+With ``--cluster`` it runs on a cluster, with several boards and the faults of
+``tests.faults.cluster_faults``, and then measures what ``fsync`` loses in a failover
+(``tests.faults.loss``).
 """
 
 import argparse
@@ -14,17 +18,21 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from cli.embedded.servers import EmbeddedValkey
-from scoreboard.model import DEFAULT_RULES, NO_LIMITS, Limits, Rules
-from tests.faults.checks import check, drain
+from scoreboard.model import DEFAULT_RULES, NO_LIMITS, Board, Limits, Rules
+from tests.faults.checks import check, drain, rewinds
 from tests.faults.clients import Load
+from tests.faults.cluster_faults import CLUSTER_FAULTS
+from tests.faults.cluster_stack import ClusterStack
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.operators import Operator
-from tests.faults.stack import Stack, running_stack
+from tests.faults.stack import LAYOUT, Stack, started
 from tests.faults.viewer import Viewer
 
 CHECK_EVERY = 5
@@ -39,6 +47,8 @@ class Report:
     """The result of a campaign."""
 
     faults: list[str] = field(default_factory=list)
+    failovers: int = 0
+    rewinds: int = 0
     acknowledged: int = 0
     calls: int = 0
     unknown: int = 0
@@ -64,11 +74,20 @@ class Report:
                 f"lost                  {kinds['I1']}",
                 f"doubled               {kinds['I2'] + kinds['I5']}",
                 f"boards seen           {self.frames}",
+                *self._of_a_cluster(),
                 f"recovery time         {statistics.median(waits):.2f} s (median)",
                 f"longest recovery      {waits[-1]:.2f} s",
                 *(f"VIOLATED {sentence}" for sentence in self.violations),
             ]
         )
+
+    def _of_a_cluster(self) -> list[str]:
+        if not self.failovers:
+            return []
+        return [
+            f"failovers             {self.failovers}",
+            f"rewinds repaired      {self.rewinds}, of what nobody was told",
+        ]
 
 
 async def run_campaign(
@@ -86,85 +105,155 @@ async def run_campaign(
     limits: Limits = NO_LIMITS,
 ) -> Report:
     """Run the faults of a schedule under load, one after another, until the time ends."""
+    board = Board("main", msgspec.structs.replace(LAYOUT, rules=rules), limits=limits)
+    stack = Stack(folder, source=source, valkey=valkey, boards=[board])
+    return await run_on(
+        stack,
+        folder,
+        schedule,
+        seed=seed,
+        seconds=seconds,
+        clients=clients,
+        pace_s=pace_s,
+        settle_s=settle_s,
+    )
+
+
+async def run_on(
+    stack: Stack,
+    folder: Path,
+    schedule: Sequence[Fault],
+    *,
+    seed: int = 1,
+    seconds: float = 3600,
+    clients: int = 12,
+    pace_s: float = 0.02,
+    settle_s: float = 60,
+) -> Report:
+    """Start a stack and run a campaign on it."""
     report, chance = Report(), random.Random(seed)
     ends_at = time.monotonic() + seconds
-    async with running_stack(
-        folder, source=source, valkey=valkey, rules=rules, limits=limits
-    ) as stack:
-        viewer = Viewer(stack.ws_port)
-        watching = asyncio.create_task(viewer.run())
+    async with started(stack):
         load = Load(
-            folder, stack.api_port, stack.token, clients=clients, pace_s=pace_s, rules=rules
+            folder,
+            stack.api_port,
+            stack.token,
+            clients=clients,
+            pace_s=pace_s,
+            boards=stack.boards,
         )
-        operator = Operator(stack, load.history, seed=seed)
+        operator = Operator(stack, load.histories, seed=seed)
         load.add(operator)
+        campaign = _Campaign(stack, load, chance, report, settle_s)
+        watching = [asyncio.create_task(viewer.run()) for viewer in campaign.viewers]
         try:
             stack.load = load
             async with load:
                 for number, fault in enumerate(schedule, 1):
                     if time.monotonic() > ends_at:
                         break
-                    await _inflict(stack, load, fault, chance, report)
+                    await campaign.inflict(fault)
                     if number % CHECK_EVERY == 0:
-                        await _rest(stack, load, viewer, report, settle_s)
+                        await campaign.rest()
                 await load.finish()
-                await drain(stack, settle_s)
-                report.violations = await check(stack, load.history, viewer)
+                report.violations = await campaign.check()
         except AssertionError as error:
-            report.violations = [*load.history.violations, f"while paused: {error}"]
+            found = [one for history in load.histories for one in history.violations]
+            report.violations = [*found, f"while paused: {error}"]
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-        report.acknowledged = load.history.acknowledged
-        report.calls, report.unknown = load.history.calls, load.history.unknown
-        report.frames = viewer.frames
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
+        for history in load.histories:
+            report.acknowledged += history.acknowledged
+            report.calls += history.calls
+            report.unknown += history.unknown
+            report.held += sum(answers.is_held for answers in history.actions.values())
+        report.frames = sum(viewer.frames for viewer in campaign.viewers)
         report.acts, report.resumed = operator.performed, operator.resumed
-        report.held = sum(answers.is_held for answers in load.history.actions.values())
+        if isinstance(stack, ClusterStack):
+            report.failovers = stack.failovers
+            with stack.sql() as connection:
+                report.rewinds = len(rewinds(connection))
     return report
 
 
-async def _inflict(
-    stack: Stack, load: Load, fault: Fault, chance: random.Random, report: Report
-) -> None:
-    await asyncio.sleep(chance.uniform(0.1, 0.6))
-    if fault.needs_rest:
-        load.pause()
-        await load.wait_until_paused()
-        await drain(stack)
-    acknowledged = load.history.acknowledged
-    await fault.inflict(stack, chance)
-    load.resume()
-    load.check()
-    began = time.monotonic()
-    if not fault.needs_rest:
-        acknowledged = load.history.acknowledged
-    while load.history.acknowledged == acknowledged:
+class _Campaign:
+    """A running stack with its load and viewers."""
+
+    def __init__(
+        self, stack: Stack, load: Load, chance: random.Random, report: Report, settle_s: float
+    ) -> None:
+        self.viewers = [Viewer(stack.ws_port, board.name) for board in stack.boards]
+        self._stack = stack
+        self._load = load
+        self._chance = chance
+        self._report = report
+        self._settle_s = settle_s
+        for history in load.histories:
+            history.may_rewind = isinstance(stack, ClusterStack)
+
+    async def inflict(self, fault: Fault) -> None:
+        """Inflict a fault and wait until actions of every board are acknowledged again."""
+        stack, load = self._stack, self._load
+        await asyncio.sleep(self._chance.uniform(0.1, 0.6))
+        if fault.needs_rest:
+            load.pause()
+            await load.wait_until_paused()
+            await self._drain(60)
+        acknowledged = self._acknowledged()
+        await fault.inflict(stack, self._chance)
+        load.resume()
         load.check()
-        if time.monotonic() - began > RECOVERY_WITHIN_S:
-            raise AssertionError(
-                f"nothing is acknowledged {RECOVERY_WITHIN_S} s after {fault.name}"
-            )
-        await asyncio.sleep(0.01)
-    report.recoveries_s.append(time.monotonic() - began)
-    report.faults.append(fault.name)
+        began = time.monotonic()
+        if not fault.needs_rest:
+            acknowledged = self._acknowledged()
+        while waiting := [
+            board for board, n in self._acknowledged().items() if n == acknowledged[board]
+        ]:
+            load.check()
+            if time.monotonic() - began > RECOVERY_WITHIN_S:
+                raise AssertionError(
+                    f"nothing is acknowledged on {', '.join(waiting)} {RECOVERY_WITHIN_S} s after "
+                    f"{fault.name}"
+                )
+            await asyncio.sleep(0.01)
+        self._report.recoveries_s.append(time.monotonic() - began)
+        self._report.faults.append(fault.name)
+
+    async def rest(self) -> None:
+        """Pause the load and compare both stores with the answers.
+
+        Raises AssertionError with every violation.
+        """
+        self._load.pause()
+        await self._load.wait_until_paused()
+        found = await self.check()
+        if found:
+            raise AssertionError("; ".join(found))
+        self._load.resume()
+
+    async def check(self) -> list[str]:
+        """Wait until everything is committed; return every violation."""
+        await self._drain(self._settle_s)
+        found: list[str] = []
+        for history, viewer in zip(self._load.histories, self.viewers, strict=True):
+            found += await check(self._stack, history, viewer)
+        return list(dict.fromkeys(found))
+
+    async def _drain(self, within_s: float) -> None:
+        await drain(self._stack, within_s, self._stack.partitions)
+
+    def _acknowledged(self) -> dict[str, int]:
+        return {history.board: history.acknowledged for history in self._load.histories}
 
 
-async def _rest(stack: Stack, load: Load, viewer: Viewer, report: Report, settle_s: float) -> None:
-    load.pause()
-    await load.wait_until_paused()
-    await drain(stack, settle_s)
-    found = await check(stack, load.history, viewer)
-    if found:
-        raise AssertionError("; ".join(found))
-    load.resume()
-
-
-def endless(seed: int) -> list[Fault]:
+def endless(seed: int, faults: Mapping[str, Fault] = FAULTS) -> list[Fault]:
     """Return a long schedule in which every fault occurs before any is repeated."""
     chance = random.Random(seed)
     schedule: list[Fault] = []
     for _ in range(100):
-        kinds = list(FAULTS.values())
+        kinds = list(faults.values())
         chance.shuffle(kinds)
         schedule += kinds
     return schedule
@@ -184,20 +273,25 @@ def main() -> int:
         help="such as best:lowest:0:2147483647:nobody:stated",
     )
     parser.add_argument("--limits", type=Limits.parse, default=NO_LIMITS, help="such as 45:400:60")
+    parser.add_argument("--cluster", action="store_true", help="run on a cluster")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="scoreboard-faults-"))
-    report = asyncio.run(
-        run_campaign(
-            folder,
-            endless(options.seed),
-            seed=options.seed,
-            seconds=options.minutes * 60,
-            clients=options.clients,
-            pace_s=options.pace_ms / 1000,
-            rules=options.rules,
-            limits=options.limits,
+    run = {
+        "seed": options.seed,
+        "seconds": options.minutes * 60,
+        "clients": options.clients,
+        "pace_s": options.pace_ms / 1000,
+    }
+    if options.cluster:
+        report = asyncio.run(
+            run_on(ClusterStack(folder), folder, endless(options.seed, CLUSTER_FAULTS), **run)
         )
-    )
+    else:
+        report = asyncio.run(
+            run_campaign(
+                folder, endless(options.seed), rules=options.rules, limits=options.limits, **run
+            )
+        )
     sys.stdout.write(f"seed                  {options.seed}\n{report}\n")
     if report.violations:
         sys.stdout.write(f"the files are kept in {folder}\n")

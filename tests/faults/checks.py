@@ -3,53 +3,66 @@
 Each function returns one sentence per violation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
 import redis.asyncio as aioredis
 
-from scoreboard.model import Partition, Rules
+from scoreboard.model import Partition, partition_of
 from scoreboard.store.keys import PartitionKeys
+from scoreboard.store.partitions import REWIND_FENCE
 from tests.faults.clients import History
 from tests.faults.operators import acts_count_once
 from tests.faults.stack import Stack
 from tests.faults.viewer import Viewer
 from tests.support.eventually import eventually_async
 
-KEYS = PartitionKeys(Partition("main"))
+MAIN = Partition("main")
 
 
-async def drain(stack: Stack, within_s: float = 60) -> None:
+async def drain(
+    stack: Stack, within_s: float = 60, partitions: Sequence[Partition] = (MAIN,)
+) -> None:
     """Wait until PostgreSQL has everything Redis accepted."""
     async with stack.redis() as client:
 
         async def is_drained() -> bool:
-            seq = int(await client.hget(KEYS.meta, "seq") or 0)
             with stack.sql() as connection:
-                row = connection.execute("SELECT seq FROM flush_state").fetchone()
-            return row is not None and row[0] == seq and await client.xlen(KEYS.events) == 0
+                rows = connection.execute("SELECT board, part, seq FROM flush_state").fetchall()
+            committed = {Partition(board, part): seq for board, part, seq in rows}
+            for partition in partitions:
+                keys = PartitionKeys(partition)
+                seq = int(await client.hget(keys.meta, "seq") or 0)
+                if committed.get(partition) != seq or await client.xlen(keys.events):
+                    return False
+            return True
 
         await eventually_async(is_drained, within_s=within_s, every_s=0.1)
 
 
 async def check(stack: Stack, history: History, viewer: Viewer | None = None) -> list[str]:
-    """Compare the clients' answers with both stores, and the stores with each other.
+    """Compare the answers about a board with both stores, and the stores with each other.
 
     If a season ended meanwhile, its scores were compared with those of the next one: check again.
     """
     while True:
-        before = await _season(stack)
+        before = await _season(stack, history)
         found = await _check(stack, history, viewer)
-        if not found or before == await _season(stack):
+        if not found or before == await _season(stack, history):
             return found
-        await drain(stack)
+        await drain(stack, partitions=_partitions(history))
 
 
-async def _season(stack: Stack) -> str:
+def _partitions(history: History) -> list[Partition]:
+    return [Partition(history.board, number) for number in range(history.partitions)]
+
+
+async def _season(stack: Stack, history: History) -> str:
     """Return the season of both stores; they are the same on a drained board."""
     async with stack.redis() as client:
-        return str(await client.hget(KEYS.meta, "season"))
+        keys = PartitionKeys(Partition(history.board))
+        return str(await client.hget(keys.meta, "season"))
 
 
 async def _check(stack: Stack, history: History, viewer: Viewer | None) -> list[str]:
@@ -63,15 +76,19 @@ async def _check(stack: Stack, history: History, viewer: Viewer | None) -> list[
         found += acts_count_once(connection)
         found += held_actions_count_once(connection)
         found += final_standings_are_the_ledger(connection)
-        found += seqs_are_dense(connection, stack.rewound_epochs)
-        ranking = ranked(connection, history.rules)
+        ended = rewinds(connection) if history.may_rewind else set[tuple[Partition, int]]()
+        found += seqs_are_dense(connection, stack.rewound_epochs, ended)
+        ranking = ranked(connection, history)
     async with stack.redis() as client:
-        found += await redis_agrees(client, ranking, history.rules)
-        found += await memory_is_bounded(client)
+        shown, differences = await redis_agrees(client, ranking, history)
+        found += differences
+    async with stack.servers() as servers:
+        for server in servers:
+            found += await memory_is_bounded(server)
     if viewer is not None:
         found += viewer.violations
         if not found:  # after a violation the expected board may never be sent
-            found += await viewer_shows(viewer, ranking)
+            found += await viewer_shows(viewer, shown)
     return found
 
 
@@ -81,7 +98,8 @@ def ledger_has_every_acknowledged_action(
     """I1: exactly the sent actions are in the ledger, every acknowledged one with its points."""
     rows = connection.execute(
         "SELECT u.external_id, e.action_id, e.delta FROM score_events e "
-        "JOIN users u ON u.id = e.user_id"
+        "JOIN users u ON u.id = e.user_id WHERE e.board = %s",
+        [history.board],
     ).fetchall()
     ledger = {
         (user, action): delta for user, action, delta in rows if not action.startswith("act:")
@@ -89,6 +107,8 @@ def ledger_has_every_acknowledged_action(
     held = set(
         connection.execute(
             "SELECT u.external_id, h.action_id FROM held_actions h JOIN users u ON u.id = h.user_id"
+            " WHERE h.board = %s",
+            [history.board],
         ).fetchall()
     )
     if held & ledger.keys():
@@ -162,7 +182,9 @@ def every_acknowledged_value_counts(
     rules = history.rules
     rows = connection.execute(
         "SELECT coalesce(e.season, ''), u.external_id, e.action_id, e.delta FROM score_events e "
-        "JOIN users u ON u.id = e.user_id ORDER BY e.occurred_at, e.epoch, e.seq"
+        "JOIN users u ON u.id = e.user_id WHERE e.board = %s "
+        "ORDER BY e.occurred_at, e.epoch, e.seq",
+        [history.board],
     ).fetchall()
     scores: dict[tuple[str, str], int] = {}
     for season, user, action, delta in rows:
@@ -182,8 +204,10 @@ def every_acknowledged_value_counts(
     known = {(user, action) for _, user, action, _ in rows}
     known |= set(
         connection.execute(
-            "SELECT u.external_id, t.action_id FROM (SELECT user_id, action_id FROM rejected_events"
-            " UNION SELECT user_id, action_id FROM held_actions) t JOIN users u ON u.id = t.user_id"
+            "SELECT u.external_id, t.action_id FROM (SELECT board, user_id, action_id"
+            " FROM rejected_events UNION SELECT board, user_id, action_id FROM held_actions) t"
+            " JOIN users u ON u.id = t.user_id WHERE t.board = %s",
+            [history.board],
         ).fetchall()
     )
     counted = {key for key, one in history.actions.items() if one.new_score is not None}
@@ -204,47 +228,86 @@ def scores_are_sums(connection: psycopg.Connection) -> Iterable[str]:
         yield f"I2: {len(rows)} scores are not the sum of their ledger, such as {rows[0]}"
 
 
-def seqs_are_dense(connection: psycopg.Connection, rewound: set[int]) -> Iterable[str]:
-    """I6: ledger and rejected events together have every seq once, per epoch.
+def seqs_are_dense(
+    connection: psycopg.Connection, rewound: set[int], ended: set[tuple[Partition, int]]
+) -> Iterable[str]:
+    """I6: ledger and rejected events together have every seq once, per partition and epoch.
 
-    An epoch that ends with a rewind can have repeated seqs, but no missing ones.
+    An epoch that ends with a rewind (one of ``rewound`` or ``ended``) can have repeated seqs, but
+    no missing ones.
     """
     rows = connection.execute(
-        "WITH known AS (SELECT epoch, seq FROM score_events UNION ALL "
-        "SELECT epoch, seq FROM rejected_events UNION ALL SELECT epoch, seq FROM held_actions "
-        "UNION ALL SELECT epoch, seq FROM season_turns) "
-        "SELECT epoch, min(seq), max(seq), count(*), count(DISTINCT seq) FROM known GROUP BY epoch"
+        "WITH known AS (SELECT board, part, epoch, seq FROM score_events UNION ALL "
+        "SELECT board, part, epoch, seq FROM rejected_events UNION ALL "
+        "SELECT board, part, epoch, seq FROM held_actions "
+        "UNION ALL SELECT board, part, epoch, seq FROM season_turns) "
+        "SELECT board, part, epoch, min(seq), max(seq), count(*), count(DISTINCT seq) "
+        "FROM known GROUP BY 1, 2, 3"
     ).fetchall()
-    for epoch, first, last, count, distinct in rows:
-        if count != distinct and epoch not in rewound:
-            yield f"I6: epoch {epoch} uses {count - distinct} seqs twice"
+    for board, part, epoch, first, last, count, distinct in rows:
+        partition = Partition(board, part)
+        if count != distinct and epoch not in rewound and (partition, epoch) not in ended:
+            yield f"I6: epoch {epoch} of {partition} uses {count - distinct} seqs twice"
         if last - first + 1 != distinct:
-            yield f"I6: epoch {epoch} lacks {last - first + 1 - distinct} seqs"
+            yield f"I6: epoch {epoch} of {partition} lacks {last - first + 1 - distinct} seqs"
 
 
-def ranked(connection: psycopg.Connection, rules: Rules) -> list[tuple[str, int]]:
+def rewinds(connection: psycopg.Connection) -> set[tuple[Partition, int]]:
+    """Return the partitions and epochs that a flusher has ended because Redis had lost data."""
+    rows = connection.execute(
+        "SELECT board, detail->'partitions', detail->'before' FROM audit_log "
+        "WHERE action = 'reseed' AND actor = %s",
+        [REWIND_FENCE],
+    ).fetchall()
+    return {
+        (Partition(board, part), before[0])
+        for board, parts, befores in rows
+        for part, before in zip(parts, befores, strict=True)
+    }
+
+
+def ranked(connection: psycopg.Connection, history: History) -> list[tuple[str, int]]:
     """Return the board as PostgreSQL ranks it."""
     return connection.execute(
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
-        "WHERE s.user_id NOT IN (SELECT user_id FROM bans) AND s.board = (SELECT "
-        "board || coalesce(substring('@' || season FROM '^@[^:]+'), '') FROM flush_state) "
+        "WHERE NOT EXISTS (SELECT FROM bans b WHERE b.board = %s AND b.user_id = s.user_id) "
+        "AND s.board = (SELECT board || coalesce(substring('@' || season FROM '^@[^:]+'), '') "
+        "FROM flush_state WHERE board = %s LIMIT 1) "
         "ORDER BY s.score * %s, s.reached_at, s.last_seq",
-        [1 if rules.order == "lowest" else -1],
+        [history.board, history.board, 1 if history.rules.order == "lowest" else -1],
     ).fetchall()
 
 
 async def redis_agrees(
-    client: "aioredis.Redis", ranking: list[tuple[str, int]], rules: Rules
+    client: "aioredis.Redis", ranking: list[tuple[str, int]], history: History
+) -> tuple[list[tuple[str, int]], list[str]]:
+    """I3: with nothing unflushed both stores hold the same scores in the same order.
+
+    Return the board as Redis ranks it, too: users of several partitions with the same score have an
+    order of their own (docs/decisions/0044).
+    """
+    rules, found = history.rules, []
+    places: list[tuple[int, int, str]] = []
+    for partition in _partitions(history):
+        rows: list[tuple[bytes, float]] = await client.zrange(
+            PartitionKeys(partition).board, 0, -1, desc=True, withscores=True
+        )
+        held = [(user.decode(), rules.unpack_score(int(packed))) for user, packed in rows]
+        number = partition.number
+        places += [(-int(packed), number, user.decode()) for user, packed in rows]
+        expected = [one for one in ranking if partition_of(one[0], history.partitions) == number]
+        found += _differences(partition, held, expected)
+    shown = [(user, rules.unpack_score(-packed)) for packed, _, user in sorted(places)]
+    return shown, found
+
+
+def _differences(
+    partition: Partition, held: list[tuple[str, int]], ranking: list[tuple[str, int]]
 ) -> list[str]:
-    """I3: with nothing unflushed both stores hold the same scores in the same order."""
-    rows: list[tuple[bytes, float]] = await client.zrange(
-        KEYS.board, 0, -1, desc=True, withscores=True
-    )
-    held = [(user.decode(), rules.unpack_score(int(packed))) for user, packed in rows]
     if held == ranking:
         return []
     if dict(held) == dict(ranking):
-        return ["I3: equal scores are in another order"]
+        return [f"I3: equal scores of {partition} are in another order"]
     kept, expected = dict(held), dict(ranking)
     differing = sorted(
         user for user in kept.keys() | expected.keys() if kept.get(user) != expected.get(user)
@@ -253,7 +316,7 @@ async def redis_agrees(
         f"{user}: {kept.get(user)} in Redis, {expected.get(user)} in PostgreSQL"
         for user in differing[:3]
     )
-    return [f"I3: {len(differing)} users differ, such as {examples}"]
+    return [f"I3: {len(differing)} users of {partition} differ, such as {examples}"]
 
 
 async def memory_is_bounded(client: "aioredis.Redis") -> list[str]:

@@ -8,12 +8,12 @@ the operating system before the next step.
 import asyncio
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol, Self
 
-from scoreboard.model import DEFAULT_RULES, Rules
+from scoreboard.model import DEFAULT_RULES, Board, Rules
 from tests.faults.http import HttpConnection, HttpResponse
 from tests.support.eventually import eventually_async
 
@@ -47,15 +47,19 @@ class ActionAnswers:
 
 @dataclass
 class History:
-    """The answers to all clients, and all violations."""
+    """The answers to all clients of a board, and all violations."""
 
     rules: Rules = DEFAULT_RULES
+    board: str = "main"
+    partitions: int = 1
     actions: dict[tuple[str, str], ActionAnswers] = field(default_factory=dict)
     stated: set[tuple[str, int]] = field(default_factory=set)
     """Users with the values that they have stated."""
     violations: list[str] = field(default_factory=list)
     calls: int = 0
     unknown: int = 0
+    may_rewind: bool = False
+    """A replica is promoted that may lack what the ledger has already, but nothing acknowledged."""
     is_rewound: bool = False
     """Between a rewind of Redis and its reseed, Redis may count a repeat as new: I5 does not apply
     (docs/explanation/durability.md)."""
@@ -75,7 +79,9 @@ class Client:
     def __init__(self, number: int, port: int, token: str, history: History, log: IO[str]) -> None:
         self.number = number
         self._random = random.Random(number)
-        self._connection = HttpConnection(port, token)
+        self._connection = HttpConnection(
+            port, token, "" if history.board == "main" else history.board
+        )
         self._history = history
         self._log = log
         self._sent = 0
@@ -208,7 +214,7 @@ class Part(Protocol):
 
 
 class Load:
-    """A number of clients that send updates to one api."""
+    """A number of clients that send updates to one api, each of them to one board."""
 
     def __init__(
         self,
@@ -220,16 +226,26 @@ class Load:
         pace_s: float,
         make: type[Client] = Client,
         rules: Rules = DEFAULT_RULES,
+        boards: Sequence[Board] = (),
     ) -> None:
-        self.history = History(rules)
+        """Without ``boards``, all clients update the default board, which has ``rules``."""
+        self.histories = [
+            History(board.layout.rules, board.name, board.layout.partitions) for board in boards
+        ] or [History(rules)]
         self._logs = [(folder / f"client-{n}.jsonl").open("w") for n in range(clients)]
         self._clients: list[Part] = [
-            make(n, port, token, self.history, log) for n, log in enumerate(self._logs)
+            make(n, port, token, self.histories[n % len(self.histories)], log)
+            for n, log in enumerate(self._logs)
         ]
         self._pace_s = pace_s
         self._going, self._stop = asyncio.Event(), asyncio.Event()
         self._going.set()
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def history(self) -> History:
+        """Return the answers about the first board."""
+        return self.histories[0]
 
     def add(self, part: Part) -> None:
         """Add a part before the load is started."""

@@ -110,9 +110,10 @@ async def flusher_paused(stack: Stack, chance: random.Random) -> None:
 @fault()
 async def scripts_flushed(stack: Stack, _: random.Random) -> None:
     """Flush the scripts ten times."""
-    async with stack.redis() as client:
+    async with stack.servers() as servers:
         for _ in range(10):
-            await client.script_flush()
+            for server in servers:
+                await server.script_flush()
             await asyncio.sleep(0.05)
 
 
@@ -257,9 +258,9 @@ async def rewritten_under_load(stack: Stack, chance: random.Random) -> None:
 
 
 @fault()
-async def reseeded_under_load(stack: Stack, _: random.Random) -> None:
-    """Reseed the board under load."""
-    await stack.reseed()
+async def reseeded_under_load(stack: Stack, chance: random.Random) -> None:
+    """Reseed a board under load."""
+    await stack.reseed(chance.choice(stack.boards))
 
 
 @fault(needs_rest=True)
@@ -268,7 +269,7 @@ async def redis_emptied(stack: Stack, _: random.Random) -> None:
     async with stack.redis() as client:
         await client.flushall()
     await asyncio.sleep(0.5)
-    await stack.reseed()
+    await stack.reseed(stack.boards[0])
 
 
 @fault(needs_rest=True)

@@ -19,8 +19,10 @@ class HttpResponse:
 class HttpConnection:
     """A connection to an api on loopback, opened on demand; one call at a time."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, board: str = "") -> None:
+        """``board`` is the one of all updates; by default, the default board of the api."""
         self._port = port
+        self._path = "/api/scores/update" + (f"?board={board}" if board else "")
         self._token = token
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -28,7 +30,7 @@ class HttpConnection:
         """Send an update; return status 0 for a lost or late response."""
         body = json.dumps({"userId": user, "actionId": action, "points": points}).encode()
         head = (
-            "POST /api/scores/update HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            f"POST {self._path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Authorization: Bearer {self._token}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )

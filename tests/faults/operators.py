@@ -7,7 +7,7 @@ do with `scoreboard act resume`.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from scoreboard.errors import ClientError, ScoreboardError
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import select_board
-from scoreboard.model import NO_LIMITS
+from scoreboard.model import NO_LIMITS, Board
 from scoreboard.moderation.acts import Moderator
 from scoreboard.moderation.plans import (
     BanChange,
@@ -42,9 +42,9 @@ RETRY_S = 0.2
 class Operator:
     """Performs random acts until it is stopped; a part of the load."""
 
-    def __init__(self, stack: "Stack", history: History, *, seed: int) -> None:
+    def __init__(self, stack: "Stack", histories: Sequence[History], *, seed: int) -> None:
         self._stack = stack
-        self._history = history
+        self._histories = {history.board: history for history in histories}
         self._random = random.Random(seed)
         self.is_paused = False
         self.performed = 0
@@ -66,29 +66,28 @@ class Operator:
 
     async def _act(self) -> None:
         user = f"player-{self._random.randrange(60)}"
-        if self._has_limits and self._random.randrange(20) == 0:
-            await self._void_held()
+        board = self._random.choice(self._stack.boards)
+        if board.limits != NO_LIMITS and self._random.randrange(20) == 0:
+            await self._void_held(board)
             return
-        request = await self._choose(user)
+        request = await self._choose(board, user)
 
         async def perform(moderator: Moderator) -> None:
             await moderator.perform(request, await moderator.plan(request), reason="campaign")
             self.performed += 1
 
         try:
-            await self._moderate(perform)
+            await self._moderate(board, perform)
         except ClientError:
             return  # it does not apply to this user now
         except (ScoreboardError, OSError, TimeoutError, psycopg.Error):
-            await self._complete(user)
+            await self._complete(board, user)
 
-    @property
-    def _has_limits(self) -> bool:
-        return self._stack.board.limits != NO_LIMITS
-
-    async def _void_held(self) -> None:
+    async def _void_held(self, board: Board) -> None:
         """Void a held action, unless it is decided already or the database is away."""
-        found = await self._column("SELECT id FROM held_actions ORDER BY random() LIMIT 1")
+        found = await self._column(
+            "SELECT id FROM held_actions WHERE board = %s ORDER BY random() LIMIT 1", board
+        )
 
         async def void(moderator: Moderator) -> None:
             await moderator.void_held(int(found[0]), reason="campaign")
@@ -96,95 +95,111 @@ class Operator:
 
         if found:
             with suppress(ScoreboardError, OSError, TimeoutError, psycopg.Error):
-                await self._moderate(void)
+                await self._moderate(board, void)
 
-    async def _choose(self, user: str) -> Request:  # noqa: PLR0911 (one per kind)
-        match self._random.randrange(8 if self._has_limits else 7):
+    async def _choose(self, board: Board, user: str) -> Request:  # noqa: PLR0911 (one per kind)
+        match self._random.randrange(8 if board.limits != NO_LIMITS else 7):
             case 0 | 1:
                 return Correction(user, self._random.choice([-3, -2, -1, 1, 2, 3]))
             case 2:
-                own = [action for name, action in self._history.actions if name == user]
+                history = self._histories[board.name]
+                own = [action for name, action in history.actions if name == user]
                 return Void(user, self._random.choice(own) if own else "win:none")
             case 3:
                 return BanChange(user, "ban")
             case 4:
-                banned = await self._column("SELECT u.external_id FROM bans JOIN users u"
-                                            " ON u.id = user_id")  # fmt: skip
+                banned = await self._banned(board)
                 return BanChange(self._random.choice(banned) if banned else user, "unban")
             case 5:
                 now = datetime.now(UTC)
                 since = now - timedelta(seconds=self._random.uniform(0.1, 3))
                 return WindowVoid(user, since, now)
             case 7:
-                held = await self._column("SELECT id FROM held_actions ORDER BY random() LIMIT 1")
+                held = await self._column(
+                    "SELECT id FROM held_actions WHERE board = %s ORDER BY random() LIMIT 1", board
+                )
                 return Release(int(held[0]) if held else 1, self._random.random() < 0.5)
             case _:
-                acts = await self._column("SELECT id FROM acts ORDER BY at DESC LIMIT 20")
+                acts = await self._column(
+                    "SELECT id FROM acts WHERE board = %s ORDER BY at DESC LIMIT 20", board
+                )
                 return Undo(self._random.choice(acts) if acts else "none")
 
-    async def _complete(self, user: str) -> None:
+    async def _complete(self, board: Board, user: str) -> None:
         """Resume what is pending, and copy the ban of the user, until both succeed."""
 
         async def complete(moderator: Moderator) -> None:
-            for one in await self._pending():
+            for one in await self._pending(board):
                 with suppress(ClientError):
                     await moderator.resume(one)
             await moderator.mirror_ban(user)
-            for one in await self._column("SELECT u.external_id FROM users u JOIN acts a"
-                                          " ON a.user_id = u.id WHERE a.kind LIKE '%ban'"
-                                          " ORDER BY a.at DESC LIMIT 1"):  # fmt: skip
+            last = await self._column(
+                "SELECT u.external_id FROM users u JOIN acts a ON a.user_id = u.id"
+                " WHERE a.kind LIKE '%%ban' AND a.board = %s ORDER BY a.at DESC LIMIT 1",
+                board,
+            )
+            for one in last:
                 await moderator.mirror_ban(one)
 
-        await self._until_done(complete)
+        await self._until_done(board, complete)
         self.resumed += 1
 
     async def _end_bans(self) -> None:
-        """Unban everyone, so that the board shows all users again."""
+        """Unban everyone, so that the boards show all users again."""
+        for board in self._stack.boards:
 
-        async def unban(moderator: Moderator) -> None:
-            for user in await self._column("SELECT u.external_id FROM bans JOIN users u"
-                                           " ON u.id = user_id"):  # fmt: skip
-                request = BanChange(user, "unban")
-                await moderator.perform(request, await moderator.plan(request), reason="end")
+            async def unban(moderator: Moderator, board: Board = board) -> None:
+                for user in await self._banned(board):
+                    request = BanChange(user, "unban")
+                    await moderator.perform(request, await moderator.plan(request), reason="end")
 
-        await self._until_done(unban)
+            await self._until_done(board, unban)
 
-    async def _until_done(self, use: Callable[[Moderator], Awaitable[None]]) -> None:
+    async def _banned(self, board: Board) -> list[str]:
+        return await self._column(
+            "SELECT u.external_id FROM bans b JOIN users u ON u.id = b.user_id WHERE b.board = %s",
+            board,
+        )
+
+    async def _until_done(self, board: Board, use: Callable[[Moderator], Awaitable[None]]) -> None:
         deadline = time.monotonic() + COMPLETE_S
         while time.monotonic() < deadline:
             try:
-                await self._moderate(use)
+                await self._moderate(board, use)
             except (ScoreboardError, OSError, TimeoutError, psycopg.Error):
                 await asyncio.sleep(RETRY_S)
             else:
                 return
-        self._history.violations.append("I1: an act cannot be completed")
+        self._histories[board.name].violations.append("I1: an act cannot be completed")
 
-    async def _moderate(self, use: Callable[[Moderator], Awaitable[None]]) -> None:
+    async def _moderate(self, board: Board, use: Callable[[Moderator], Awaitable[None]]) -> None:
         async with asyncio.timeout(ACT_LIMIT_S):
             connection = await postgres.connect(self._stack.settings, name="operator",
                                                 autocommit=True)  # fmt: skip
             try:
                 async with self._stack.store() as store:
-                    board = await select_board(connection, "main")
+                    found = await select_board(connection, board.name)
                     await use(
-                        Moderator(store, connection, board, actor="operator", stream_cap=100_000)
+                        Moderator(store, connection, found, actor="operator", stream_cap=100_000)
                     )
             finally:
                 await connection.close()
 
-    async def _pending(self) -> list[str]:
+    async def _pending(self, board: Board) -> list[str]:
         connection = await postgres.connect(self._stack.settings, name="operator")
         try:
-            found = await select_acts(connection, ActFilter(state="pending"), limit=100)
+            found = await select_acts(
+                connection, ActFilter(state="pending", board=board.name), limit=100
+            )
         finally:
             await connection.close()
         return [one.id for one in found]
 
-    async def _column(self, statement: str) -> list[str]:
+    async def _column(self, statement: str, board: Board) -> list[str]:
         try:
             with self._stack.sql() as connection:
-                return [row[0] for row in connection.execute(statement.encode()).fetchall()]
+                rows = connection.execute(statement.encode(), [board.name]).fetchall()
+                return [row[0] for row in rows]
         except psycopg.OperationalError:
             return []
 

@@ -9,12 +9,11 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import psycopg
 import redis.asyncio as aioredis
 
@@ -25,7 +24,7 @@ from scoreboard.errors import OperatorMistake
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board
-from scoreboard.model import DEFAULT_RULES, NO_LIMITS, Board, Layout, Limits, Rules
+from scoreboard.model import Board, Layout, Partition
 from scoreboard.recovery.reseed import SESSION, find_unavailable, reseed
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
@@ -40,21 +39,21 @@ from tests.support.servers.postgres_template import copy_postgres
 LAYOUT = Layout(partitions=1, seen_seconds=3600, seen_shards=16)
 SERVICES = ("flusher", "api", "streamer")
 RESEED_S = 60.0
+STREAM_CAP = 200_000
 
 
 class Stack:
-    """The servers, services and proxies. Created by ``running_stack``."""
+    """The servers, services and proxies. ``started`` starts and stops them."""
 
     def __init__(
         self,
         folder: Path,
         *,
-        source: Path | None,
-        stream_cap: int,
-        valkey: EmbeddedValkey | None,
-        rules: Rules,
-        limits: Limits,
+        boards: Sequence[Board],
+        source: Path | None = None,
+        valkey: EmbeddedValkey | None = None,
     ) -> None:
+        """``valkey`` replaces the default server, for other settings or another environment."""
         self.valkey = valkey or EmbeddedValkey(folder / "valkey")
         self.postgres = EmbeddedPostgres(
             copy_postgres(folder / "postgres"),
@@ -72,15 +71,37 @@ class Stack:
         self.services: dict[str, Service] = {}
         self.load: Load
         self.rewound_epochs: set[int] = set()
-        self.board = Board("main", msgspec.structs.replace(LAYOUT, rules=rules), limits=limits)
+        self.boards = boards
         self._folder = folder
         self._source = source
-        self._stream_cap = stream_cap
 
     @property
     def settings(self) -> Settings:
         """Return settings that bypass the proxies, for checks and operators."""
-        return Settings(redis_url=Secret(self.valkey.url), database_url=Secret(self.postgres.url))
+        return Settings(redis_url=Secret(self.redis_url), database_url=Secret(self.postgres.url))
+
+    @property
+    def redis_url(self) -> str:
+        """Return the address of Redis, without proxies."""
+        return self.valkey.url
+
+    @property
+    def redis_variables(self) -> dict[str, str]:
+        """Return the variables by which services know Redis."""
+        return {
+            "REDIS_URL": self.redis_proxy.through(self.valkey.url),
+            # Required by the test of a Redis whose settings can lose data.
+            "SCOREBOARD_UNSAFE_REDIS": "true",
+        }
+
+    @property
+    def partitions(self) -> list[Partition]:
+        """Return the partitions of all boards."""
+        return [
+            Partition(board.name, number)
+            for board in self.boards
+            for number in range(board.layout.partitions)
+        ]
 
     @property
     def append_only_file(self) -> Path:
@@ -120,6 +141,12 @@ class Stack:
         finally:
             await client.aclose()
 
+    @asynccontextmanager
+    async def servers(self) -> AsyncIterator[list["aioredis.Redis"]]:
+        """Open a plain client of each server that has keys."""
+        async with self.redis() as client:
+            yield [client]
+
     @contextmanager
     def sql(self) -> Iterator[psycopg.Connection]:
         """Open a plain connection to the database."""
@@ -128,32 +155,43 @@ class Stack:
 
     async def prepare(self) -> None:
         """Start the servers and open the board."""
-        await asyncio.to_thread(self.valkey.start)
+        await self.start_redis()
         await asyncio.to_thread(self.postgres.start)
         await asyncio.to_thread(migrations.migrate, self.postgres.url)
         connection = await postgres.connect(self.settings, name="faults")
         async with connection:
-            await insert_board(connection, self.board)
-        await self.reseed()
+            for board in self.boards:
+                await insert_board(connection, board)
+        for board in self.boards:
+            await self.reseed(board)
         for name in SERVICES:
             self.services[name] = self._service(name)
 
-    async def reseed(self) -> None:
-        """Rebuild the board from PostgreSQL; try again while another operator works on it."""
+    async def start_redis(self) -> None:
+        """Start the servers of Redis."""
+        await asyncio.to_thread(self.valkey.start)
+
+    async def stop_redis(self) -> None:
+        """Stop the servers of Redis."""
+        await asyncio.to_thread(self.valkey.stop)
+
+    async def reseed(self, board: Board) -> None:
+        """Rebuild a board from PostgreSQL; try again while another operator works on it."""
         async with asyncio.timeout(RESEED_S):
             while True:
                 try:
-                    return await self._reseed()
+                    return await self._reseed(board)
                 except OperatorMistake as error:
                     if "Another operator" not in error.detail:
                         raise
                 await asyncio.sleep(0.1)
 
-    async def _reseed(self) -> None:
+    async def _reseed(self, board: Board) -> None:
         connection = await postgres.connect(self.settings, name="faults", **SESSION)
         async with self.store() as store, connection:
-            closed = await find_unavailable(store, self.board)
-            await reseed(store, connection, self.board, closed or [0], actor="faults")
+            closed = await find_unavailable(store, board)
+            numbers = closed or list(range(board.layout.partitions))
+            await reseed(store, connection, board, numbers, actor="faults")
 
     async def start(self, *names: str) -> None:
         """Start services and wait until they answer; all of them by default."""
@@ -169,7 +207,7 @@ class Stack:
             if service.pid is not None:
                 os.kill(service.pid, signal.SIGCONT)
             await asyncio.to_thread(service.stop)
-        await asyncio.to_thread(self.valkey.stop)
+        await self.stop_redis()
         await asyncio.to_thread(self.postgres.stop)
 
     def signal(self, name: str, number: signal.Signals) -> None:
@@ -182,7 +220,7 @@ class Stack:
     def _service(self, name: str) -> Service:
         environment = {
             **{key: value for key, value in os.environ.items() if "SCOREBOARD" not in key},
-            "REDIS_URL": self.redis_proxy.through(self.valkey.url),
+            **self.redis_variables,
             "DATABASE_URL": self.database_proxy.through(self.postgres.url),
             "SCOREBOARD_JWKS_FILE": str(self.issuer.jwks_file),
             "SCOREBOARD_UNKNOWN_KINDS": "default",
@@ -193,11 +231,9 @@ class Stack:
             "SCOREBOARD_WS_PORT": str(self.ws_port),
             "SCOREBOARD_WS_METRICS_PORT": str(find_free_port()),
             "SCOREBOARD_FLUSHER_METRICS_PORT": str(self.flusher_port),
-            "SCOREBOARD_STREAM_CAP": str(self._stream_cap),
+            "SCOREBOARD_STREAM_CAP": str(STREAM_CAP),
             "SCOREBOARD_REDIS_TIMEOUT_S": "1",
             "SCOREBOARD_DRAIN_S": "5",
-            # Required by the test of a Redis whose settings can lose data.
-            "SCOREBOARD_UNSAFE_REDIS": "true",
         }
         ready = {
             "api": f"http://127.0.0.1:{self.api_port}/health/ready",
@@ -219,27 +255,12 @@ def _is_ready(service: Service) -> bool:
 
 
 @asynccontextmanager
-async def running_stack(
-    folder: Path,
-    *,
-    source: Path | None = None,
-    stream_cap: int = 200_000,
-    valkey: EmbeddedValkey | None = None,
-    rules: Rules = DEFAULT_RULES,
-    limits: Limits = NO_LIMITS,
-) -> AsyncIterator[Stack]:
-    """Run the whole system in a folder, with its board open; always stop it.
-
-    ``rules`` and ``limits`` are those of the board. ``valkey`` replaces the default server, for
-    other settings or another environment.
-    """
-    stack = Stack(
-        folder, source=source, stream_cap=stream_cap, valkey=valkey, rules=rules, limits=limits
-    )
+async def started(stack: Stack) -> AsyncIterator[None]:
+    """Start the servers, boards and services of a stack; always stop them."""
     async with stack.redis_proxy, stack.database_proxy:
         try:
             await stack.prepare()
             await stack.start()
-            yield stack
+            yield
         finally:
             await stack.stop()

@@ -11,8 +11,8 @@ from websockets.asyncio.client import connect
 class Viewer:
     """Reconnects without limit; ``rows`` is the current board."""
 
-    def __init__(self, port: int) -> None:
-        self._url = f"ws://127.0.0.1:{port}/ws/scoreboard"
+    def __init__(self, port: int, board: str = "main") -> None:
+        self._url = f"ws://127.0.0.1:{port}/ws/scoreboard?board={board}"
         self.position: tuple[int, int] = (0, 0)
         self.rows: list[dict[str, Any]] = []
         self.frames = 0

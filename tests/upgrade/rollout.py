@@ -193,6 +193,12 @@ class Rollout:
         async with aioredis.Redis.from_url(self.valkey.url) as client:
             yield client
 
+    @asynccontextmanager
+    async def servers(self) -> AsyncIterator[list["aioredis.Redis"]]:
+        """Open a plain client of each server that has keys."""
+        async with self.redis() as client:
+            yield [client]
+
     @contextmanager
     def sql(self) -> Iterator[psycopg.Connection]:
         """Open a plain connection with all rights."""
