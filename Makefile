@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
+.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -83,6 +83,10 @@ FAULTS_ARGS ?= --minutes 15
 
 faults: $(VENV)/.dev  ## inject faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
+
+test-cluster: $(VENV)/.dev  ## run tests/cluster, and inject faults into a cluster: FAULTS_ARGS="--seed 7 --minutes 15"
+	$(BIN)/python -m pytest -v tests/cluster $(PYTEST_ARGS)
+	$(BIN)/python -m tests.faults.campaign --cluster $(FAULTS_ARGS)
 
 model: $(VENV)/.dev  ## compare boards with their model for twenty times as long as make test does
 	$(BIN)/python -m pytest tests/model/test_competitions.py --hypothesis-profile long $(PYTEST_ARGS)

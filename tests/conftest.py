@@ -49,6 +49,7 @@ FOLDERS = frozenset(
         "javascript",
         "proofs",
         "upgrade",
+        "cluster",
     },
 )
 HERE = Path(__file__).parent

@@ -31,6 +31,7 @@ from tests.faults.clients import Load
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_stack import ClusterStack
 from tests.faults.faults import FAULTS, Fault
+from tests.faults.loss import describe, measure
 from tests.faults.operators import Operator
 from tests.faults.stack import LAYOUT, Stack, started
 from tests.faults.viewer import Viewer
@@ -157,6 +158,8 @@ async def run_on(
                         await campaign.rest()
                 await load.finish()
                 report.violations = await campaign.check()
+                if isinstance(stack, ClusterStack):
+                    report.violations += await stack.verify()
         except AssertionError as error:
             found = [one for history in load.histories for one in history.violations]
             report.violations = [*found, f"while paused: {error}"]
@@ -274,6 +277,9 @@ def main() -> int:
     )
     parser.add_argument("--limits", type=Limits.parse, default=NO_LIMITS, help="such as 45:400:60")
     parser.add_argument("--cluster", action="store_true", help="run on a cluster")
+    parser.add_argument(
+        "--losses", type=int, default=3, help="failovers of each kind to measure losses with"
+    )
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="scoreboard-faults-"))
     run = {
@@ -293,6 +299,11 @@ def main() -> int:
             )
         )
     sys.stdout.write(f"seed                  {options.seed}\n{report}\n")
+    if options.cluster and options.losses:
+        place = folder / "losses"
+        place.mkdir()
+        losses = asyncio.run(measure(place, failovers=options.losses, seed=options.seed))
+        sys.stdout.write(f"with acknowledge=fsync:\n{describe(losses)}\n")
     if report.violations:
         sys.stdout.write(f"the files are kept in {folder}\n")
         return 1

@@ -76,6 +76,8 @@ class History:
 class Client:
     """A client with a list of actions, a connection and a log."""
 
+    repeats = REPEATS
+
     def __init__(self, number: int, port: int, token: str, history: History, log: IO[str]) -> None:
         self.number = number
         self._random = random.Random(number)
@@ -123,7 +125,7 @@ class Client:
             await self.send_until_known(user, action, points)
             if self._history.actions[user, action].is_refused:
                 continue
-            if self._own and self._random.random() < REPEATS:
+            if self._own and self._random.random() < self.repeats:
                 earlier = self._random.choice(self._own)
                 await self.send_until_known(*earlier, self._history.actions[earlier].points)
             self._own.append((user, action))

@@ -120,6 +120,35 @@ async def primary_paused_until_replaced(stack: ClusterStack, chance: random.Rand
 
 
 @fault
+async def primary_isolated(stack: ClusterStack, chance: random.Random) -> None:
+    """Cut a primary off from the other nodes until it is replaced; the services still reach it."""
+    node = await _primary(stack, chance)
+    await asyncio.to_thread(stack.cluster.isolate, node)
+    try:
+        await asyncio.to_thread(stack.cluster.wait_until_promoted, instead_of=node)
+        stack.failovers += 1
+    finally:
+        await asyncio.to_thread(stack.cluster.rejoin)
+    await _complete(stack)
+
+
+@fault
+async def primary_lost_with_its_host(stack: ClusterStack, chance: random.Random) -> None:
+    """Kill a primary after a moment in which nothing that it sent has reached its replica."""
+    node = await _primary(stack, chance)
+    await asyncio.to_thread(stack.cluster.isolate, node)
+    try:
+        await asyncio.sleep(chance.uniform(0.02, 0.3))
+        await asyncio.to_thread(node.kill)
+        await asyncio.to_thread(stack.cluster.wait_until_promoted, instead_of=node)
+        stack.failovers += 1
+    finally:
+        await asyncio.to_thread(stack.cluster.rejoin)
+    await asyncio.to_thread(node.start)
+    await _complete(stack)
+
+
+@fault
 async def replica_killed(stack: ClusterStack, chance: random.Random) -> None:
     """SIGKILL a replica: its primary refuses updates until it is back."""
     primary = await _primary(stack, chance)

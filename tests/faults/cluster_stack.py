@@ -5,6 +5,7 @@ one before PostgreSQL.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import redis.asyncio as aioredis
 from scoreboard.model import Board, Partition
 from scoreboard.store.keys import PartitionKeys
 from tests.faults.stack import LAYOUT, Stack
+from tests.support.clients.forked import run_forked
 from tests.support.servers.clusters import HOST, PASSWORD, Cluster, Node, slot_of
 
 BOARDS = (
@@ -43,7 +45,8 @@ class ClusterStack(Stack):
         self._acknowledge = acknowledge
         self.replicas = 1 if acknowledge == "replicated" else 0
         self.cluster = Cluster(
-            folder / "cluster", **{"min_replicas_to_write": self.replicas, **options}
+            folder / "cluster",
+            **{"min_replicas_to_write": 1, "can_be_severed": True, **options},
         )
         self.failovers = 0
         self._is_started = False
@@ -89,6 +92,17 @@ class ClusterStack(Stack):
         """End all nodes."""
         if self._is_started:
             await asyncio.to_thread(self.cluster.__exit__)
+
+    async def verify(self) -> list[str]:
+        """Run `scoreboard verify --full` on each board; return what it finds."""
+        environment = {**os.environ, **self.redis_variables, "DATABASE_URL": self.postgres.url}
+        found: list[str] = []
+        for board in self.boards:
+            words = ("verify", "--full", "--board", board.name)
+            done = await asyncio.to_thread(run_forked, "cli", words, environment)
+            if done.returncode:
+                found.append(f"verify: {board.name}: {done.stdout} {done.stderr}")
+        return found
 
     def slot(self, partition: Partition) -> int:
         """Return the slot of a partition."""
