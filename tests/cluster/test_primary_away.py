@@ -52,6 +52,11 @@ class Caller:
         """Update a user of each partition, one after another."""
         return {one: await self.update(one) for one in self._stack.partitions}
 
+    async def close(self) -> None:
+        """Close the connections."""
+        for connection in self._connections.values():
+            await connection.close()
+
     async def read(self, board: str) -> int:
         """Read a board; return the status."""
 
@@ -97,6 +102,7 @@ async def test_only_users_of_a_lost_primary_are_refused(tmp_path: Path) -> None:
         assert await caller.read("league") == 200
         await drain(stack, 30, stack.partitions)
         assert await stack.verify() == []
+        await caller.close()
 
 
 async def _are_served(caller: Caller) -> bool:
