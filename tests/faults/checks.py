@@ -24,7 +24,7 @@ MAIN = Partition("main")
 async def drain(
     stack: Stack, within_s: float = 60, partitions: Sequence[Partition] = (MAIN,)
 ) -> None:
-    """Wait until PostgreSQL has everything Redis accepted."""
+    """Wait until PostgreSQL has everything Redis accepted, and no partition is being repaired."""
     async with stack.redis() as client:
 
         async def is_drained() -> bool:
@@ -35,6 +35,8 @@ async def drain(
                 keys = PartitionKeys(partition)
                 seq = int(await client.hget(keys.meta, "seq") or 0)
                 if committed.get(partition) != seq or await client.xlen(keys.events):
+                    return False
+                if await client.hget(keys.meta, "state") != b"open":
                     return False
             return True
 

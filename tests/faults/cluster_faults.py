@@ -6,6 +6,7 @@ replica.
 
 import asyncio
 import random
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
@@ -130,6 +131,16 @@ async def primary_isolated(stack: ClusterStack, chance: random.Random) -> None:
     finally:
         await asyncio.to_thread(stack.cluster.rejoin)
     await _complete(stack)
+
+
+@fault
+async def primary_isolated_without_commits(stack: ClusterStack, chance: random.Random) -> None:
+    """Do the same while the flusher is stopped: what the primary accepts is nowhere else."""
+    stack.signal("flusher", signal.SIGSTOP)
+    try:
+        await primary_isolated(stack, chance)
+    finally:
+        stack.signal("flusher", signal.SIGCONT)
 
 
 @fault

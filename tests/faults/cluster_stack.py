@@ -38,10 +38,11 @@ class ClusterStack(Stack):
         *,
         boards: Sequence[Board] = BOARDS,
         acknowledge: str = "replicated",
+        source: Path | None = None,
         **options: Any,
     ) -> None:
         """``options`` are those of the cluster."""
-        super().__init__(folder, boards=boards)
+        super().__init__(folder, boards=boards, source=source)
         self._acknowledge = acknowledge
         self.replicas = 1 if acknowledge == "replicated" else 0
         self.cluster = Cluster(

@@ -81,6 +81,19 @@ MUTATIONS = [
 ]
 
 
+CLUSTER_MUTATIONS = [
+    Mutation(
+        "replicas are not awaited",
+        "scoreboard/store/dispatcher.py",
+        'self._waits = settings.acknowledge == "replicated"',
+        "self._waits = False",
+        ("primary_isolated_without_commits",),
+        ("I1", "I5", "while paused"),
+    ),
+]
+"""Those that only faults of a cluster can show."""
+
+
 def mutated_copy(mutation: Mutation, folder: Path) -> Path:
     """Copy the packages and apply a mutation; return the folder to import them from."""
     for package in PACKAGES:
