@@ -55,6 +55,7 @@ class Report:
     faults: list[str] = field(default_factory=list)
     failovers: int = 0
     rewinds: int = 0
+    changed: int = 0
     acknowledged: int = 0
     calls: int = 0
     unknown: int = 0
@@ -92,7 +93,8 @@ class Report:
             return []
         return [
             f"failovers             {self.failovers}",
-            f"rewinds repaired      {self.rewinds}, of what nobody was told",
+            f"rewinds repaired      {self.rewinds}, of what was committed and not acknowledged",
+            f"answers changed       {self.changed}, of actions with an unknown outcome",
         ]
 
 
@@ -150,6 +152,8 @@ async def run_on(
         )
         operator = Operator(stack, load.histories, seed=seed)
         load.add(operator)
+        if len(stack.boards) > 1:
+            load.add_joint_client()
         campaign = _Campaign(stack, load, chance, report, settle_s)
         watching = [asyncio.create_task(viewer.run()) for viewer in campaign.viewers]
         try:
@@ -175,6 +179,7 @@ async def run_on(
         for history in load.histories:
             report.acknowledged += history.acknowledged
             report.calls += history.calls
+            report.changed += history.changed
             report.unknown += history.unknown
             report.held += sum(answers.is_held for answers in history.actions.values())
         report.frames = sum(viewer.frames for viewer in campaign.viewers)

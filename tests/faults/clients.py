@@ -9,12 +9,13 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import IO, Any, Protocol, Self
 
 from scoreboard.model import DEFAULT_RULES, Board, Rules
-from tests.faults.http import HttpConnection, HttpResponse
+from tests.faults.http import HttpConnection
 from tests.support.eventually import eventually_async
 
 DOCUMENTED = {200, 409, 503}
@@ -41,6 +42,8 @@ class ActionAnswers:
     """A value that changed nothing: a reseed forgets it, and a repeat may count later."""
     is_provisional: bool = False
     """Redis, older than the ledger, applied a value that may be worse than the ledger's."""
+    was_unknown: bool = False
+    """An outcome was unknown: the action may be committed, and unknown to a promoted replica."""
     fresh: int = 0
     """The number of answers with ``"replayed": false``; more than one is a double count (I5)."""
 
@@ -60,6 +63,8 @@ class History:
     unknown: int = 0
     may_rewind: bool = False
     """A replica is promoted that may lack what the ledger has already, but nothing acknowledged."""
+    changed: int = 0
+    """Actions whose answer changed because a replica was promoted that did not know them."""
     is_rewound: bool = False
     """Between a rewind of Redis and its reseed, Redis may count a repeat as new: I5 does not apply
     (docs/explanation/durability.md)."""
@@ -146,10 +151,7 @@ class Client:
             if answer.status == 200:
                 break
             if answer.status == 403 and b"/banned" in answer.body:
-                is_certain = not (answers.is_provisional or self._history.is_rewound)
-                if answers.new_score is not None and is_certain:
-                    self._add_violation(f"I5: {user} {action} counted and is refused now")
-                answers.is_refused = answers.new_score is None
+                self._refuse(answers, user, action)
                 return
             if answer.status not in DOCUMENTED | {0}:
                 self._add_violation(
@@ -160,15 +162,24 @@ class Client:
                     f"I5: a conflict for {user} {action}, whose points never changed"
                 )
                 return
+            answers.was_unknown = True
             self._history.unknown += 1
             self._log_event("unknown", user, action, answer.status)
             await asyncio.sleep(self._random.uniform(0.02, 0.2))
-        self._acknowledge(answers, user, action, answer)
+        self._acknowledge(answers, user, action, json.loads(answer.body))
+
+    def _refuse(self, answers: ActionAnswers, user: str, action: str) -> None:
+        """Note that the user is banned."""
+        is_certain = not (answers.is_provisional or self._history.is_rewound)
+        if answers.new_score is not None and is_certain:
+            self._add_violation(f"I5: {user} {action} counted and is refused now")
+        # Otherwise the ledger may have it, although the promoted replica does not know it.
+        is_final = not (self._history.may_rewind and answers.was_unknown)
+        answers.is_refused = answers.new_score is None and is_final
 
     def _acknowledge(
-        self, answers: ActionAnswers, user: str, action: str, answer: HttpResponse
+        self, answers: ActionAnswers, user: str, action: str, reply: dict[str, Any]
     ) -> None:
-        reply = json.loads(answer.body)
         self._log_event("ok", user, action, reply["newScore"])
         if self._history.is_rewound and answers.new_score is not None:
             return
@@ -189,6 +200,10 @@ class Client:
         elif answers.is_held != is_held:
             self._add_violation(f"I5: {user} {action} was held and counted")
         elif answers.new_score != reply["newScore"]:
+            if self._history.may_rewind and answers.was_unknown:
+                self._history.changed += 1
+                answers.new_score = reply["newScore"]
+                return
             self._add_violation(
                 f"I5: {user} {action} got {answers.new_score}, then {reply['newScore']}"
             )
@@ -199,6 +214,63 @@ class Client:
     def _log_event(self, event: str, user: str, action: str, detail: object = None) -> None:
         self._log.write(json.dumps([event, user, action, detail]) + "\n")
         self._log.flush()
+
+
+class JointClient(Client):
+    """A client whose actions count on several boards, which have different primaries.
+
+    A board that fails is repeated alone, with the same ``actionId``.
+    """
+
+    def __init__(
+        self, number: int, port: int, token: str, histories: Sequence[History], log: IO[str]
+    ) -> None:
+        super().__init__(number, port, token, histories[0], log)
+        self._histories = {history.board: history for history in histories}
+
+    async def send_until_known(self, user: str, action: str, points: int) -> None:
+        """Send one action until the outcomes on all boards are known, and compare the answers."""
+        answers = {
+            board: history.actions.setdefault((user, action), ActionAnswers(points))
+            for board, history in self._histories.items()
+        }
+        waiting = list(answers)
+        self._log_event("invoke", user, action)
+        while True:
+            self._history.calls += 1
+            answer = await self._connection.update(user, action, points, waiting)
+            if answer.status not in DOCUMENTED | {0, 403}:
+                self._add_violation(f"I10: {answer.status} for {user} {action}: {answer.body!r}")
+            reply = json.loads(answer.body or "{}")
+            if len(waiting) == 1:  # the answer is that of one board
+                kind = "scores" if answer.status == 200 else "problems"
+                reply = {kind: {waiting[0]: {"score": reply.get("newScore"), "type": "", **reply}}}
+            for board, told in reply.get("scores", {}).items():
+                with self._at(board):
+                    told["newScore"] = told["score"]
+                    self._acknowledge(answers[board], user, action, told)
+                waiting.remove(board)
+            for board, problem in reply.get("problems", {}).items():
+                if problem["type"].endswith("/banned"):
+                    with self._at(board):
+                        self._refuse(answers[board], user, action)
+                    waiting.remove(board)
+            if not waiting:
+                return
+            for board in waiting:
+                answers[board].was_unknown = True
+            self._history.unknown += 1
+            self._log_event("unknown", user, action, answer.status)
+            await asyncio.sleep(self._random.uniform(0.02, 0.2))
+
+    @contextmanager
+    def _at(self, board: str) -> Iterator[None]:
+        """Use the history of a board."""
+        first, self._history = self._history, self._histories[board]
+        try:
+            yield
+        finally:
+            self._history = first
 
 
 class Part(Protocol):
@@ -239,6 +311,7 @@ class Load:
             make(n, port, token, self.histories[n % len(self.histories)], log)
             for n, log in enumerate(self._logs)
         ]
+        self._folder, self._port, self._token = folder, port, token
         self._pace_s = pace_s
         self._going, self._stop = asyncio.Event(), asyncio.Event()
         self._going.set()
@@ -252,6 +325,13 @@ class Load:
     def add(self, part: Part) -> None:
         """Add a part before the load is started."""
         self._clients.append(part)
+
+    def add_joint_client(self) -> None:
+        """Add a client that updates all boards at once."""
+        number = len(self._logs)
+        log = (self._folder / f"client-{number}.jsonl").open("w")
+        self._logs.append(log)
+        self.add(JointClient(number, self._port, self._token, self.histories, log))
 
     async def __aenter__(self) -> Self:
         self._tasks = [

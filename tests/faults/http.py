@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,9 +27,12 @@ class HttpConnection:
         self._token = token
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def update(self, user: str, action: str, points: int) -> HttpResponse:
-        """Send an update; return status 0 for a lost or late response."""
-        body = json.dumps({"userId": user, "actionId": action, "points": points}).encode()
+    async def update(
+        self, user: str, action: str, points: int, boards: Sequence[str] = ()
+    ) -> HttpResponse:
+        """Send an update, of ``boards`` if any; return status 0 for a lost or late response."""
+        fields = {"userId": user, "actionId": action, "points": points}
+        body = json.dumps({**fields, **({"boards": boards} if boards else {})}).encode()
         head = (
             f"POST {self._path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             f"Authorization: Bearer {self._token}\r\nContent-Type: application/json\r\n"

@@ -17,13 +17,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.faults.checks import drain
 from tests.faults.clients import ActionAnswers, Client, Load
 from tests.faults.cluster_faults import CLUSTER_FAULTS
 from tests.faults.cluster_stack import ClusterStack
 from tests.faults.faults import Fault
-from tests.faults.http import HttpResponse
 from tests.faults.stack import started
 
 KINDS = ("primary_killed", "primary_lost_with_its_host", "primary_isolated")
@@ -57,9 +57,9 @@ class LossClient(Client):
     answered: Answered
 
     def _acknowledge(
-        self, answers: ActionAnswers, user: str, action: str, answer: HttpResponse
+        self, answers: ActionAnswers, user: str, action: str, reply: dict[str, Any]
     ) -> None:
-        del answer
+        del reply
         answers.new_score = 0
         self.answered.setdefault((self._history.board, user, action), time.monotonic())
 
