@@ -30,7 +30,7 @@ from scoreboard.model import DEFAULT_RULES, NO_LIMITS, Board, Limits, Rules
 from tests.faults.checks import check, drain, rewinds
 from tests.faults.clients import Load
 from tests.faults.cluster_faults import CLUSTER_FAULTS
-from tests.faults.cluster_stack import ClusterStack
+from tests.faults.cluster_stack import BOARDS, ClusterStack
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.loss import describe, measure
 from tests.faults.operators import Operator
@@ -113,7 +113,7 @@ async def run_campaign(
     limits: Limits = NO_LIMITS,
 ) -> Report:
     """Run the faults of a schedule under load, one after another, until the time ends."""
-    board = Board("main", msgspec.structs.replace(LAYOUT, rules=rules), limits=limits)
+    board = with_rules(Board("main", LAYOUT), rules, limits)
     stack = Stack(folder, source=source, valkey=valkey, boards=[board])
     return await run_on(
         stack,
@@ -269,6 +269,12 @@ class _Campaign:
         return {history.board: history.acknowledged for history in self._load.histories}
 
 
+def with_rules(board: Board, rules: Rules, limits: Limits) -> Board:
+    """Return a board with other rules and limits."""
+    layout = msgspec.structs.replace(board.layout, rules=rules)
+    return msgspec.structs.replace(board, layout=layout, limits=limits)
+
+
 def endless(seed: int, faults: Mapping[str, Fault] = FAULTS) -> list[Fault]:
     """Return a long schedule in which every fault occurs before any is repeated."""
     chance = random.Random(seed)
@@ -307,9 +313,9 @@ def main() -> int:
         "pace_s": options.pace_ms / 1000,
     }
     if options.cluster:
-        report = asyncio.run(
-            run_on(ClusterStack(folder), folder, endless(options.seed, CLUSTER_FAULTS), **run)
-        )
+        boards = [with_rules(board, options.rules, options.limits) for board in BOARDS]
+        stack = ClusterStack(folder, boards=boards)
+        report = asyncio.run(run_on(stack, folder, endless(options.seed, CLUSTER_FAULTS), **run))
     else:
         report = asyncio.run(
             run_campaign(
