@@ -331,11 +331,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     # Redis and PostgreSQL
     dispatch_connections: Annotated[
         Annotated[int, Meta(ge=1, le=4)],
-        _description("Connections of one api process for updates, and as many for reads"),
+        _description(
+            "Connections of one api process for updates, and as many for reads; in a cluster, to "
+            "each primary"
+        ),
     ] = 2
     dispatch_waiting: Annotated[
         PositiveInt,
-        _description("Maximum queued updates, and maximum queued reads, per api process; then 503"),
+        _description(
+            "Maximum queued updates, and maximum queued reads, per api process; in a cluster, for "
+            "each primary; then 503"
+        ),
     ] = 4096
     redis_connect_timeout_s: Annotated[Seconds, _description("Time to connect to Redis")] = 1.0
     redis_timeout_s: Annotated[Seconds, _description("Time for one call to Redis")] = 3.0
