@@ -39,6 +39,7 @@ from scoreboard.model import (
     digest_of,
     partition_of,
 )
+from scoreboard.runtime.connection_urls import parse_cluster_url
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import submit_command
@@ -315,7 +316,8 @@ def _print_calls(
         print_lines(" ".join(map(_quoted, one)) for one in commands)
     else:
         # Without --quoted-input an argument cannot contain the NUL bytes of a digest.
-        start = [target.form, "--quoted-input"]
+        follows = ["-c"] if parse_cluster_url(target.settings.redis_url.reveal()) else []
+        start = [target.form, *follows, "--quoted-input"]
         print_lines(shlex.join([*start, *map(_quoted, one)]) for one in commands)
     if not target.load:
         print_message(f"If Redis replies NOSCRIPT: `scoreboard lua call {name} … --load`")
