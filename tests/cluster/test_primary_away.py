@@ -95,6 +95,7 @@ async def test_only_users_of_a_lost_primary_are_refused(tmp_path: Path) -> None:
             assert {one for one, status in statuses.items() if status == 503} == away
             assert {status for one, status in statuses.items() if one not in away} == {200}
             assert await caller.read("duel") == 200
+            assert await caller.read("league") == 503
         assert caller.slowest_s < ANSWER_S
 
         lost.start()
