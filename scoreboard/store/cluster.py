@@ -38,6 +38,9 @@ Address = tuple[str, int]
 
 SLOTS: Final = 16_384
 
+_SPARE_CONNECTIONS: Final = 2
+"""Connections to each server for reading the owners of the slots, besides those of calls."""
+
 _SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"})
 _MANY_KEYS: Final = frozenset({"UNLINK", "DEL", "EXISTS"})
 
@@ -131,7 +134,8 @@ class ClusterClient(RedisCluster):
         # The node manager keeps this very dict for the nodes that it finds.
         self.connection_kwargs.update(connection_options)
         self.connection_kwargs["connection_class"] = connection_class
-        self.connection_kwargs["max_connections"] = connections
+        # Calls are bounded below; a server at its bound would refuse to name the owners of slots.
+        self.connection_kwargs["max_connections"] = connections + _SPARE_CONNECTIONS
         nodes = [ClusterNode(*host, **self.connection_kwargs) for host in hosts]
         self.nodes_manager.startup_nodes = {node.name: node for node in nodes}
         self.commands_parser: Any = _NoCommandTable()
@@ -275,6 +279,10 @@ class ClusterClient(RedisCluster):
     def forget_slots(self) -> None:
         """Read the owners of the slots again before the next call."""
         self._initialize = True
+
+    async def _split_command_across_slots(self, command: str, *keys: str) -> int:
+        # All keys of a command have one slot. redis-py's pipeline would ignore the bound on calls.
+        return int(await self.execute_command(command, *keys))
 
     async def _determine_slot(self, command: str, *args: Any) -> int:  # noqa: ANN401 (as redis-py declares it)
         keys = keys_of((command, *args))

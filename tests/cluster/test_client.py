@@ -121,3 +121,12 @@ async def test_every_primary_gets_its_own_updates(cluster: Cluster) -> None:
             dispatcher.close()
         assert {receipt.score for receipt in receipts} == {5}
         assert await Store(client).count_users([Board(name) for name in NAMES]) == [50] * len(NAMES)
+
+
+@pytest.mark.parametrize("command", ["exists", "unlink", "get"])
+async def test_more_calls_than_connections_wait_for_each_other(
+    cluster: Cluster, command: str
+) -> None:
+    settings = Settings(redis_url=Secret(cluster.url))
+    async with make_client(settings, name="test", connections=2) as client:
+        await asyncio.gather(*(getattr(client, command)("{main:0}:key") for _ in range(40)))
