@@ -18,13 +18,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     ClusterDownError,
     ClusterError,
+    MovedError,
     NoPermissionError,
     RedisClusterException,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -42,6 +45,7 @@ _SPARE_CONNECTIONS: Final = 2
 """Connections to each server for reading the owners of the slots, besides those of calls."""
 
 _SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"})
+_REDIRECTIONS: Final = (MovedError, AskError, TryAgainError)
 _MANY_KEYS: Final = frozenset({"UNLINK", "DEL", "EXISTS"})
 
 
@@ -168,27 +172,46 @@ class ClusterClient(RedisCluster):
         replies: list[Any] = [None] * len(commands)
 
         async def send(places: list[int]) -> None:
-            await self._enter()
-            try:
-                pipe = self.pipeline()
-                for place in places:
-                    pipe.execute_command(*commands[place])
-                found = await pipe.execute(raise_on_error=False)
-            except (RedisError, OSError, RedisClusterException) as error:
-                found = [error] * len(places)
-            finally:
-                self._room.release()
+            found = await self._ask([commands[place] for place in places])
             for place, reply in zip(places, found, strict=True):
-                if isinstance(reply, RedisClusterException):
-                    reply = RedisConnectionError(str(reply))  # noqa: PLW2901
-                if isinstance(reply, RedisConnectionError | RedisTimeoutError | OSError):
-                    self.forget_slots()
                 replies[place] = reply
 
         async with asyncio.TaskGroup() as group:
             for places in by_node.values():
                 group.create_task(send(places))
         return replies
+
+    async def _ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands to one server; an error takes the place of a reply."""
+        try:
+            found = await self._send_at_once(commands)
+        except (RedisError, OSError, RedisClusterException) as error:
+            found = [error] * len(commands)
+        for place, reply in enumerate(found):
+            if isinstance(reply, _REDIRECTIONS):
+                try:
+                    found[place] = await self.execute_command(*commands[place])
+                except (RedisError, OSError) as error:
+                    found[place] = error
+            elif isinstance(reply, RedisClusterException):
+                found[place] = RedisConnectionError(str(reply))
+            if isinstance(found[place], RedisConnectionError | RedisTimeoutError | OSError):
+                self.forget_slots()
+        return found
+
+    async def _send_at_once(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send commands to one server; redirections and errors take the places of replies.
+
+        redis-py would follow a redirection within the call, and so need a second one of the bound.
+        """
+        await self._enter()
+        try:
+            pipe = self.pipeline()
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute(raise_on_error=False, allow_redirections=False)
+        finally:
+            self._room.release()
 
     async def initialize(self, *args: Any, **options: Any) -> RedisCluster:  # noqa: ANN401 (as redis-py declares it)
         """Read the owners of the slots, if that is due.
@@ -280,7 +303,7 @@ class ClusterClient(RedisCluster):
         """Read the owners of the slots again before the next call."""
         self._initialize = True
 
-    async def _split_command_across_slots(self, command: str, *keys: str) -> int:
+    async def _split_command_across_slots(self, command: str, *keys: Any) -> int:  # noqa: ANN401 (as redis-py declares it)
         # All keys of a command have one slot. redis-py's pipeline would ignore the bound on calls.
         return int(await self.execute_command(command, *keys))
 

@@ -3,17 +3,19 @@
 import asyncio
 
 import pytest
+from redis.exceptions import RedisError
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError
 from scoreboard.model import Action, Board, Partition
 from scoreboard.runtime.connection_urls import driver_error, error_text
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
+from scoreboard.store.cluster import send_many
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
 from scoreboard.store.store import Store
 from tests.support.data.boards import open_board
-from tests.support.servers.clusters import PASSWORD, Cluster, OwnCluster
+from tests.support.servers.clusters import PASSWORD, Cluster, OwnCluster, slot_of
 
 NAMES = ["main", "one", "two", "three", "four"]
 
@@ -130,3 +132,35 @@ async def test_more_calls_than_connections_wait_for_each_other(
     settings = Settings(redis_url=Secret(cluster.url))
     async with make_client(settings, name="test", connections=2) as client:
         await asyncio.gather(*(getattr(client, command)("{main:0}:key") for _ in range(40)))
+
+
+async def test_more_reads_than_connections_are_redirected(cluster: Cluster) -> None:
+    settings = Settings(redis_url=Secret(cluster.url))
+    slot = slot_of("{main:0}:key")
+    async with make_client(settings, name="test", connections=2) as client:
+        assert await send_many(client, [("SET", "{main:0}:key", "x")]) == [True]
+        old = cluster.primary_of("{main:0}:key")
+        other = next(node for node in cluster.primaries() if node is not old)
+        await asyncio.to_thread(cluster.migrate, [slot], other)
+
+        found = await asyncio.gather(
+            *(send_many(client, [("GET", "{main:0}:key")]) for _ in range(40))
+        )
+
+        assert found == [["x"]] * 40
+
+
+async def test_reads_that_wait_too_long_are_errors_in_place_of_replies(cluster: Cluster) -> None:
+    settings = Settings(redis_url=Secret(cluster.url), redis_timeout_s=0.2)
+    async with make_client(settings, name="test", connections=2) as client:
+        await send_many(client, [("SET", "{main:0}:key", "x")])
+        node = cluster.primary_of("{main:0}:key")
+        node.pause()
+        try:
+            found = await asyncio.gather(
+                *(send_many(client, [("GET", "{main:0}:key")]) for _ in range(8))
+            )
+        finally:
+            node.resume()
+
+    assert all(isinstance(reply, RedisError) for (reply,) in found)
