@@ -367,6 +367,7 @@ def test_a_read_only_database_is_reported_in_one_line_with_exit_code_5(
     assert "read-only" in done.err
 
 
+@pytest.mark.one_server
 def test_a_wrong_password_is_reported_in_one_line_without_the_password(
     command: Run, database_url: str, redis_url: str, monkeypatch
 ) -> None:
@@ -386,6 +387,7 @@ def test_a_wrong_password_is_reported_in_one_line_without_the_password(
     assert "password authentication failed" in done.err
 
 
+@pytest.mark.one_server
 def test_a_redis_login_without_rights_is_reported_in_one_line_with_exit_code_4(
     command: Run, redis_url: str, monkeypatch
 ) -> None:

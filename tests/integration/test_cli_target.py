@@ -149,6 +149,7 @@ def test_commands_need_only_the_addresses_they_use(
     assert command("db", "status").code == 0
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("verb", sorted(CHANGES))
 def test_changing_commands_print_the_system_first(
     verb: str, command: Run, system: RunningSystem, monkeypatch: pytest.MonkeyPatch

@@ -277,6 +277,7 @@ async def test_a_commit_whose_answer_is_lost_counts_once(
     check_invariants(settings, acknowledged(actions))
 
 
+@pytest.mark.one_server
 @pytest.mark.parametrize("how", ["refuse", "freeze"])
 async def test_a_flusher_that_redis_does_not_answer_leaves_the_lease_to_another(
     settings: Settings, make_proxy: MakeProxy, how: str
@@ -398,6 +399,7 @@ async def test_flushing_continues_after_a_redis_restart(
     check_invariants(settings, acknowledged(actions))
 
 
+@pytest.mark.one_server
 async def test_unresponsive_servers_time_out_and_are_used_again(
     settings: Settings,
     make_proxy: MakeProxy,

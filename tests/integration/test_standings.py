@@ -152,6 +152,7 @@ async def test_a_page_of_standings_is_not_modified_until_the_board_changes(
     assert [row["userId"] for row in changed.json()["users"]] == ["bob", "alice"]
 
 
+@pytest.mark.one_server
 async def test_friends_are_read_in_one_call_per_partition_and_step(
     start_api: StartApi, redis_url: str
 ) -> None:

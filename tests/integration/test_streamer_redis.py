@@ -166,6 +166,7 @@ async def test_emptied_redis_makes_the_board_stale_until_it_is_reseeded(
     check_order(viewer)
 
 
+@pytest.mark.one_server
 async def test_a_missing_right_is_named_in_readiness(
     start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis, redis_url: str
 ) -> None:

@@ -56,8 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """Return the URL of an empty Valkey; with --on-cluster, of an empty cluster."""
-    if request.config.getoption("--on-cluster"):
+    """Return the URL of an empty Valkey; with --on-cluster, of an empty cluster.
+
+    Tests marked one_server get a plain one in either case.
+    """
+    on_cluster = request.config.getoption("--on-cluster")
+    if on_cluster and request.node.get_closest_marker("one_server") is None:
         cluster: Cluster = request.getfixturevalue("shared_cluster")
         for node in cluster.primaries():
             node.call("FLUSHALL")
