@@ -84,8 +84,9 @@ FAULTS_ARGS ?= --minutes 15
 faults: $(VENV)/.dev  ## inject faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
 
-test-cluster: $(VENV)/.dev  ## run tests/cluster, and inject faults into a cluster: FAULTS_ARGS="--seed 7 --minutes 15"
+test-cluster: $(VENV)/.dev  ## run the tests on a cluster, and inject faults into one: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m pytest -v tests/cluster $(PYTEST_ARGS)
+	$(PYTEST) tests/integration --on-cluster $(PYTEST_ARGS)
 	$(BIN)/python -m tests.faults.campaign --cluster $(FAULTS_ARGS)
 
 model: $(VENV)/.dev  ## compare boards with their model for twenty times as long as make test does
