@@ -3,7 +3,7 @@
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1+ packed score int, wins 0 or 1: an equal packed score here ranks above, around int
 -- ASSUMES   the packed score is still the user's: not checked; after a change between two reads the rank is that of either moment
--- RETURNS   epoch, seq, total, per packed score in order: count above, rows above nearest first, rows below nearest first: alternating user and packed score
+-- RETURNS   epoch, seq, total, per packed score in order: count above, rows above nearest first, rows below nearest first: alternating user and packed score; layout
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments
 -- WRITES    nothing
@@ -29,7 +29,7 @@ local function whole(text)
   return number and number < 2 ^ 53 and number or nil
 end
 
-local facts = redis.call('HMGET', meta, 'epoch', 'seq')
+local facts = redis.call('HMGET', meta, 'epoch', 'seq', 'layout')
 local epoch, seq = whole(facts[1]), whole(facts[2])
 if not epoch or epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
@@ -46,4 +46,4 @@ for i, read in ipairs(reads) do
   end
   near[i] = { redis.call('ZCOUNT', board, above, '+inf'), nearest_above, nearest_below }
 end
-return { epoch, seq, total, near }
+return { epoch, seq, total, near, facts[3] or '' }

@@ -3,7 +3,7 @@
 -- KEYS      1 board zset · 2 meta hash
 -- ARGV      1+ user, around int: rows on each side
 -- ASSUMES   none
--- RETURNS   epoch, seq, total, per user in order: index from 0 or -1 for a user without a score, packed score or -1, index of the first row, rows: alternating user and packed score; no rows if around is 0
+-- RETURNS   epoch, seq, total, per user in order: index from 0 or -1 for a user without a score, packed score or -1, index of the first row, rows: alternating user and packed score; no rows if around is 0; layout
 -- OUTCOMES  none
 -- REFUSES   UNINIT no epoch · BADARG arguments
 -- WRITES    nothing
@@ -29,7 +29,7 @@ local function whole(text)
   return number and number < 2 ^ 53 and number or nil
 end
 
-local facts = redis.call('HMGET', meta, 'epoch', 'seq')
+local facts = redis.call('HMGET', meta, 'epoch', 'seq', 'layout')
 local epoch, seq = whole(facts[1]), whole(facts[2])
 if not epoch or epoch < 1 or not seq then
   return redis.error_reply('UNINIT the partition is empty: reseed it')
@@ -52,4 +52,4 @@ for i, around in ipairs(arounds) do
     places[i] = { -1, -1, 0, {} }
   end
 end
-return { epoch, seq, total, places }
+return { epoch, seq, total, places, facts[3] or '' }

@@ -1,11 +1,13 @@
 """Reads of boards: layout, leaderboard, standings, ranks of scores.
 
 The partitions of a board are merged here, by packed score and then partition number. Each
-partition is read at a moment of its own.
+partition is read at a moment of its own, and all of them in one layout: while a reshard switches
+from one to the next, which takes milliseconds, a read waits.
 """
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from heapq import merge
 from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
@@ -47,6 +49,11 @@ COUNTS_MAX: Final = 1000
 READS_MAX: Final = 3
 """Maximum reads of a board whose partitions begin new epochs."""
 
+SWITCH_S: Final = 2.0
+"""Longest time to wait until all partitions of a board have one layout."""
+
+_SWITCH_POLL_S: Final = 0.01
+
 _Reply = TypeVar("_Reply")
 _Item = TypeVar("_Item")
 _Epoch = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
@@ -62,6 +69,7 @@ class _Page(Struct, frozen=True, array_like=True):
     changed_ms: Count
     now_ms: Count
     season: str = ""
+    layout: str = ""
 
     def __post_init__(self) -> None:
         _check_rows(self.rows)
@@ -92,6 +100,7 @@ class _Places(Struct, frozen=True, array_like=True):
     total: Count
     places: list[Any]
     """Each a _Place."""
+    layout: str = ""
 
 
 class _Near(Struct, frozen=True, array_like=True):
@@ -114,6 +123,7 @@ class _Nears(Struct, frozen=True, array_like=True):
     total: Count
     near: list[Any]
     """Each a _Near."""
+    layout: str = ""
 
 
 _LEADERBOARD: Final = ReadScript(Script.load("leaderboard"), _Page, width=2)
@@ -190,11 +200,17 @@ class _Known(Struct):
     """
 
     layout: Layout
+    text: str
+    """The layout as partitions have it."""
     epochs: dict[int, int] = field(default_factory=dict[int, int])
 
 
 class _EpochChanged(Uninitialised):
     """A partition began a new epoch, so the layout of its board may have changed."""
+
+
+class _LayoutDiffers(Uninitialised):
+    """A partition has another layout than the reader assumed: users are in other partitions."""
 
 
 class Boards(Partitions):
@@ -227,7 +243,7 @@ class Boards(Partitions):
             raise Uninitialised
         known = self._known.get(name)
         if known is None or known.layout != state.layout:
-            self._known.keep(name, _Known(state.layout))
+            self._known.keep(name, _Known(state.layout, str(state.layout)))
         word = "archived" if state.is_archived else "open"
         return Board(name, state.layout, state.is_public, word, state.limits), state.season
 
@@ -470,19 +486,33 @@ class Boards(Partitions):
     async def _with_layout(self, board: str, read: Callable[[_Known], Awaitable[_Reply]]) -> _Reply:
         """Read by the known layout; if that may have changed, learn it and read again.
 
-        A change of layout gives each partition a new epoch or retires it.
+        A change of layout gives each partition a new epoch or retires it. A read that meets two
+        layouts waits for the end of the change.
         """
-        for _ in range(READS_MAX - 1):
+        wait_until_s = 0.0
+        reads = 1
+        while True:
             known = self._known.use(board) or await self._learn(board)
-            with suppress(Uninitialised):
+            try:
                 return await read(known)
+            except _LayoutDiffers:
+                if not wait_until_s:  # usually the change is over, and this process learns of it
+                    wait_until_s = time.monotonic() + SWITCH_S
+                elif time.monotonic() >= wait_until_s:
+                    raise
+                else:
+                    await asyncio.sleep(_SWITCH_POLL_S)
+            except Uninitialised:
+                if reads >= READS_MAX:
+                    raise
+                reads += 1
             if self._known.get(board) is known:  # no other read has learned it since
                 await self._learn(board)
-        return await read(self._known.get(board) or await self._learn(board))
 
     async def _learn(self, board: str) -> _Known:
         """Read the layout of a board; forget the epochs of its partitions."""
-        return self._known.keep(board, _Known((await self.board(board)).layout))
+        layout = (await self.board(board)).layout
+        return self._known.keep(board, _Known(layout, str(layout)))
 
     async def _read(
         self,
@@ -506,13 +536,16 @@ class Boards(Partitions):
     ) -> Sequence[Reading]:
         """Run a script on partitions of a board in one round trip, perhaps twice on one.
 
-        Raises _EpochChanged if a partition has begun a new epoch.
+        Raises _EpochChanged if a partition has begun a new epoch, _LayoutDiffers if it has another
+        layout.
         """
         args = list(args)
         found = await self._reads.read(
             script, [(Partition(board, number), values) for number, values in args]
         )
         for (number, _), (reply, _) in zip(args, found, strict=True):
+            if reply.layout != known.text and reply.layout:
+                raise _LayoutDiffers
             if reply.epoch > known.epochs.setdefault(number, reply.epoch):
                 raise _EpochChanged
         return found

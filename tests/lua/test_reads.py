@@ -48,7 +48,7 @@ def test_an_empty_board_has_no_rows(opened: Scripts) -> None:
 
 def test_a_window_has_the_time_of_the_last_change_of_the_watched_top(opened: Scripts) -> None:
     def times() -> tuple[int, int]:
-        *_, changed_ms, now_ms, _season = opened.run("leaderboard", READ, 0, 10)
+        *_, changed_ms, now_ms, _season, _layout = opened.run("leaderboard", READ, 0, 10)
         return changed_ms, now_ms
 
     fill(opened, 12)
@@ -90,7 +90,7 @@ def test_neighbours_keep_their_width_at_the_edges(opened: Scripts, count: int, a
     users = fill(opened, count)
 
     for place, user in enumerate(users):
-        _, _, total, [[index, packed, first, rows]] = opened.run("standing", READ, user, around)
+        _, _, total, [[index, packed, first, rows]], _ = opened.run("standing", READ, user, around)
 
         width = min(2 * around + 1, count)
         assert (total, index) == (count, place)
@@ -109,7 +109,7 @@ def test_one_call_reads_the_standings_of_many_users_in_order(opened: Scripts) ->
     users = fill(opened, 40)
     wanted = [*users[::2], "unknown", users[1], users[1]]
 
-    epoch, seq, total, places = opened.run("standing", READ, *(a for u in wanted for a in (u, 0)))
+    epoch, seq, total, places, _ = opened.run("standing", READ, *(a for u in wanted for a in (u, 0)))
 
     assert (epoch, seq, total) == (1, 40, 40)
     assert [index for index, *_ in places] == [*range(0, 40, 2), -1, 1, 1]
@@ -120,7 +120,19 @@ def test_one_call_reads_the_standings_of_many_users_in_order(opened: Scripts) ->
 def test_a_user_without_a_score_has_no_rank(opened: Scripts) -> None:
     fill(opened, 3)
 
-    assert opened.run("standing", READ, "unknown", 2) == [1, 3, 3, [[-1, -1, 0, []]]]
+    assert opened.run("standing", READ, "unknown", 2)[:4] == [1, 3, 3, [[-1, -1, 0, []]]]
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("leaderboard", (0, 10)), ("standing", ("u", 0)), ("neighbours", (1, 0, 1))],
+)
+def test_a_read_says_which_layout_the_partition_has(
+    opened: Scripts, script: str, args: tuple[object, ...]
+) -> None:
+    layout = opened.run(script, READ, *args)[-1]
+
+    assert layout == opened.client.hget(KEYS.meta, "layout")
 
 
 @pytest.mark.parametrize(
@@ -160,8 +172,8 @@ def test_neighbours_of_another_partitions_score_are_counted_nearest_first(opened
     packed = dict(opened.board())
     between = packed[users[2]]
 
-    [*_, (loses, wins)] = opened.run("neighbours", READ, between, 0, 2, between, 1, 2)
-    [*_, (alone,)] = opened.run("neighbours", READ, between, 0, 0)
+    [*_, (loses, wins), _] = opened.run("neighbours", READ, between, 0, 2, between, 1, 2)
+    [*_, (alone,), _] = opened.run("neighbours", READ, between, 0, 0)
 
     assert (loses[0], names(loses[1]), names(loses[2])) == (2, [users[1], users[0]], users[2:4])
     assert (wins[0], names(wins[1]), names(wins[2])) == (3, [users[2], users[1]], users[3:5])
