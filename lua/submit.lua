@@ -78,6 +78,9 @@ local facts = redis.call('HMGET', meta, 'epoch', 'state', 'seq', 'layout', 'comm
 local epoch, state, seq = whole(facts[1]), facts[2], whole(facts[3])
 local seconds, rules = string.match(facts[4] or '', '^%d+:(%d+):%d+(.*)$')
 local seen_seconds = whole(seconds)
+if state == 'retired' and seen_seconds then -- it has no season
+  return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
+end
 -- The default rules are not part of a layout.
 local operator, order, score_min, score_max = 'add', 'highest', 0, SCORE_MAX
 local season, season_id, ends
@@ -91,9 +94,6 @@ if seconds and rules ~= '' then
     ends = whole(ends)
   end
   seen_seconds = operator and (more == '' or ends) and seen_seconds
-end
-if state == 'retired' and seen_seconds then
-  return redis.error_reply('LAYOUT ' .. facts[4] .. ' is the layout of this board')
 end
 if not epoch or epoch < 1 or not seq or not seen_seconds or seen_seconds < 1 then
   return redis.error_reply('UNINIT the partition is empty: reseed it')

@@ -475,6 +475,18 @@ def test_a_retired_partition_returns_the_new_layout_and_reads_as_empty(opened: S
     assert not opened.client.exists(KEYS.board, KEYS.shadow, KEYS.events)
 
 
+def test_a_retired_partition_of_a_board_with_seasons_returns_the_new_layout(
+    opened: Scripts,
+) -> None:
+    """Without its season it looked empty, and a caller with the old layout was refused for ever."""
+    layout = "3:60:1:add:highest:0:2147483647:nobody:catalogue:daily@UTC"
+    opened.fence("T")
+    opened.run("retire", RETIRE, "T", layout, GROUP)
+
+    keys, args = opened.submit_call(("alice", "1", 5))
+    assert opened.refuses("submit", keys, *args).startswith(f"LAYOUT {layout} ")
+
+
 @on_the_real_server
 def test_a_partition_whose_stream_is_not_committed_is_not_retired(opened: Scripts) -> None:
     opened.submit(("alice", "1", 5))
@@ -493,3 +505,71 @@ def test_retiring_needs_the_fence_and_a_layout(opened: Scripts) -> None:
 
     assert opened.refuses("retire", RETIRE, "U", "3:60:1", GROUP).startswith("FENCE ")
     assert opened.refuses("retire", RETIRE, "T", "three", GROUP).startswith("BADARG ")
+
+
+def test_a_staged_partition_accepts_actions_and_can_be_loaded(opened: Scripts) -> None:
+    assert opened.run("stage", [KEYS.meta], "T", 1, "") == 1
+
+    opened.submit(("alice", "1", 5))
+    assert opened.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, pack(9, 5), "bob") == 1
+    assert opened.refuses("restore", [KEYS.meta, KEYS.shadow], "U", 1).startswith("FENCE ")
+    assert opened.run("fence", [KEYS.meta], "T", 1, "T", -1) == [1, 1]
+
+
+def test_a_partition_that_is_staged_before_it_exists_reads_as_empty(scripts: Scripts) -> None:
+    assert scripts.run("stage", [KEYS.meta], "T", 0, "") == 1
+
+    keys, args = scripts.submit_call(("alice", "1", 5))
+    assert scripts.refuses("submit", keys, *args).startswith("UNINIT ")
+    assert scripts.refuses("leaderboard", [KEYS.board, KEYS.meta], 0, 1).startswith("UNINIT ")
+
+
+@pytest.mark.parametrize(
+    "args", [(), ("",), ("T",), ("a token", 1, ""), ("T", "x", ""), ("T", 1)], ids=str
+)
+def test_staging_needs_a_token_and_the_state_the_caller_read(
+    opened: Scripts, args: tuple[object, ...]
+) -> None:
+    before = opened.snapshot()
+
+    assert opened.refuses("stage", [KEYS.meta], *args).startswith("BADARG ")
+    assert opened.snapshot() == before
+
+
+@pytest.mark.parametrize("meanwhile", [{"epoch": 2}, {"fence": "newer"}], ids=str)
+def test_staging_of_an_outdated_caller_is_refused(
+    opened: Scripts, meanwhile: dict[str, object]
+) -> None:
+    opened.client.hset(KEYS.meta, mapping=meanwhile)
+    before = opened.snapshot()
+
+    assert opened.refuses("stage", [KEYS.meta], "T", 1, "").startswith("STALE ")
+    assert opened.snapshot() == before
+
+
+RELEASE = [KEYS.meta, KEYS.shadow]
+
+
+@pytest.mark.parametrize("state", ["open", "archived"])
+def test_a_released_partition_goes_on_with_what_it_holds(opened: Scripts, state: str) -> None:
+    opened.submit(("alice", "1", 5))
+    before = opened.snapshot()
+    opened.fence("T")
+    opened.run("restore", [KEYS.meta, KEYS.shadow], "T", 1, pack(9, 5), "bob")
+
+    assert opened.run("release", RELEASE, "T", state) == 1
+
+    assert text(opened.client.hget(KEYS.meta, "state")) == state
+    if state == "open":
+        assert opened.snapshot() == before
+        opened.submit(("alice", "2", 5))
+
+
+def test_a_release_needs_the_fence_and_a_partition(opened: Scripts) -> None:
+    opened.fence("T")
+
+    assert opened.refuses("release", RELEASE, "U", "open").startswith("FENCE ")
+    assert opened.refuses("release", RELEASE, "T", "fenced").startswith("BADARG ")
+    opened.client.hdel(KEYS.meta, "epoch")
+    assert opened.refuses("release", RELEASE, "T", "open").startswith("UNINIT ")
+    assert text(opened.client.hget(KEYS.meta, "state")) == "fenced"
