@@ -38,6 +38,7 @@ from scoreboard.recovery.reseed import (
     wait_until_drained,
 )
 from scoreboard.recovery.reseed import reseed as rebuild
+from scoreboard.recovery.reshard import Resharded, reshard
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.store import Store
 
@@ -66,6 +67,18 @@ async def reseed_board(
         else:
             numbers = await choose_partitions(store, board, force=force)
         return await rebuild(store, connection, board, numbers, actor=actor, report=report)
+
+
+async def reshard_board(
+    settings: Settings, name: str, partitions: int, *, actor: str, report: ReportProgress
+) -> Resharded:
+    """Change the number of partitions of a board while it is open.
+
+    Raises SchemaMismatch, and as scoreboard.recovery.reshard.reshard.
+    """
+    async with open_store(settings) as store, open_database(settings, **SESSION) as connection:
+        await require_schema(connection)
+        return await reshard(store, connection, name, partitions, actor=actor, report=report)
 
 
 async def open_new_board(settings: Settings, name: str, *, actor: str) -> bool:

@@ -124,7 +124,12 @@ class Search:
 
     def _take_message(self, data: bytes) -> None:
         partition = partition_of_events(data.decode())
-        if partition is None or partition.board in self._configured:
+        if partition is None:
+            return
+        if partition.board in self._configured:
+            if not self._roster.serves(partition):  # the board has got more partitions
+                self._search_due_s = 0.0
+                self._is_due.set()
             return
         if partition.board in self._boards:
             self._roster.wake(partition)

@@ -1,12 +1,12 @@
 -- remember: add actions of the ledger to one shard of the dedup window.
 -- WHY       after a reseed a repeat must still get its first answer (I5)
--- KEYS      1 meta hash · 2 seen hash
--- ARGV      1 token of the fence · 2 first 0 or 1: empty the hash before · 3 expiry int, seconds since 1970 · 4+ digest, record delta:score:seq, with the operators best and last followed by :value
+-- KEYS      1 meta hash · 2 seen hash; or gained hash, of which a reshard moves the fields
+-- ARGV      1 token of the fence · 2 first 0 or 1: empty the hash before · 3 expiry int, seconds since 1970 · 4+ digest, record delta:score:seq, with the operators best and last followed by :value; or user, points, and /ends, end of the window
 -- ASSUMES   the caller has exclusive access to the partition: its token is compared, and every other fence replaces it
 -- RETURNS   actions in the hash
 -- OUTCOMES  none
 -- REFUSES   FENCE another token holds the fence · BADARG arguments
--- WRITES    seen
+-- WRITES    seen, or gained
 -- EMITS     nothing
 -- COST      O(n), n actions of the page ≤ 1000
 

@@ -10,9 +10,17 @@ import click
 import msgspec
 
 from cli import board_file, board_viewer
-from cli.administration import change_board, delete_board, open_new_board
+from cli.administration import change_board, delete_board, open_new_board, reshard_board
 from cli.board_file import Change
-from cli.output import print_json, print_lines, print_message, print_table, progress, prompt
+from cli.output import (
+    confirm,
+    print_json,
+    print_lines,
+    print_message,
+    print_table,
+    progress,
+    prompt,
+)
 from cli.parameters import BOARD, FILE, POINTS, SPAN
 from cli.target import (
     REDIS_URL,
@@ -36,6 +44,7 @@ from scoreboard.ledger.pool import Connection
 from scoreboard.ledger.scores import has_scores
 from scoreboard.model import (
     PAGE_MAX,
+    PARTITIONS_MAX,
     SCORE_MAX,
     Board,
     Layout,
@@ -49,6 +58,7 @@ from scoreboard.model import (
     Window,
 )
 from scoreboard.recovery.board_changes import LimitChange, create_board, make_rules
+from scoreboard.recovery.reshard import count_partitions
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.tokens import READ
 
@@ -284,6 +294,41 @@ def delete(*, name: str, yes: bool, data_dir: Path) -> None:
         actor = operator_name()
         is_changed = asyncio.run(delete_board(settings, name, actor=actor, report=report))
     print_message(f"Board {name} is deleted" if is_changed else f"Board {name} was deleted before")
+
+
+@board.command()
+@click.argument("name", type=BOARD)
+@click.option("--partitions", type=click.IntRange(1, PARTITIONS_MAX), required=True,
+              help="Number of partitions that the board gets.")  # fmt: skip
+@yes_option
+@json_option
+@data_dir_option
+def reshard(*, name: str, partitions: int, yes: bool, as_json: bool, data_dir: Path) -> None:
+    """Change the number of partitions of board NAME while it is used.
+
+    The new partitions are loaded from PostgreSQL while the old ones go on. Then updates are
+    answered with 503 for about a second; reads are answered all the time. If the command is
+    killed, run it again. Until it has ended, other commands and the administrator's page cannot
+    change the board.
+
+    \b
+    Example:
+      scoreboard board reshard weekly --partitions 4
+    """  # noqa: D301
+    settings = load_settings_to_change(data_dir)
+    if not yes:
+        confirm(f"Updates of board {name} will get 503 for about a second at the end. Continue?")
+    with progress() as report:
+        done = asyncio.run(
+            reshard_board(settings, name, partitions, actor=operator_name(), report=report)
+        )
+    if as_json:
+        print_json(done)
+        return
+    print_message(
+        f"Board {name} has {count_partitions(partitions)}: {done.users} users, epoch {done.epoch}, "
+        f"{done.duration_s:.1f} s; updates were refused for {done.pause_s:.2f} s"
+    )
 
 
 @board.command(name="list")

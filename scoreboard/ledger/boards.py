@@ -23,6 +23,7 @@ _SELECT_EXISTING: Final = resources.query("select_existing_boards")
 _PUBLISH_BOARD: Final = resources.query("publish_board")
 _SET_BOARD_STATE: Final = resources.query("set_board_state")
 _SET_BOARD_LIMITS: Final = resources.query("set_board_limits")
+_SET_BOARD_PARTITIONS: Final = resources.query("set_board_partitions")
 _SELECT_DELETED_BOARD: Final = resources.query("select_deleted_board")
 _LOCK_BOARDS: Final = resources.query("lock_boards")
 BOARDS_LOCK: Final = 0x5B0D
@@ -145,6 +146,16 @@ async def set_board_limits(connection: Connection, name: str, limits: Limits) ->
     async with translate_errors():
         parameters = {"board": name, **msgspec.structs.asdict(limits)}
         await connection.execute(_SET_BOARD_LIMITS, parameters)
+
+
+async def set_board_partitions(connection: Connection, name: str, partitions: int) -> None:
+    """Set the number of partitions of a board; the caller opens them in Redis.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"board": name, "partitions": partitions}
+        await connection.execute(_SET_BOARD_PARTITIONS, parameters)
 
 
 async def select_deleted_board(connection: Connection, name: str) -> Board | None:

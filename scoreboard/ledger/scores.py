@@ -4,7 +4,7 @@ The caller owns the connection and its transaction. Each constant has the name o
 test compares the two sets.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -19,6 +19,7 @@ _SELECT_RANKING: Final = resources.query("select_ranking")
 _SELECT_TOTALS: Final = resources.query("select_totals")
 _SELECT_DEDUP_RECORDS: Final = resources.query("select_dedup_records")
 _COUNT_DEDUP_RECORDS: Final = resources.query("count_dedup_records")
+_SELECT_CHANGES: Final = resources.query("select_changes")
 
 
 class ScoreRow(Struct, frozen=True):
@@ -93,6 +94,23 @@ async def select_dedup_records(
     """
     parameters = {"board": board, "since_s": since_s}
     async for rows in pages(connection, _SELECT_DEDUP_RECORDS, parameters, page):
+        yield [DedupRecord(*row) for row in rows]
+
+
+async def select_changes(
+    connection: Connection, board: str, seqs: Mapping[int, int], *, since_s: float, page: int
+) -> AsyncIterator[list[DedupRecord]]:
+    """Read the actions, also held ones, of partitions above a seq of each, a page at a time.
+
+    None of them is older than ``since_s`` (s since 1970). Raises DatabaseUnavailable.
+    """
+    parameters = {
+        "board": board,
+        "since_s": since_s,
+        "parts": list(seqs),
+        "seqs": list(seqs.values()),
+    }
+    async for rows in pages(connection, _SELECT_CHANGES, parameters, page):
         yield [DedupRecord(*row) for row in rows]
 
 

@@ -3,27 +3,27 @@
 Used by `scoreboard reseed`, by `scoreboard up` for an empty Redis, and by the flusher when Redis is
 older than the ledger. Invariants: no action is accepted between fence and opening; an interrupted
 run leaves the board fenced and can be repeated; concurrent runs cannot mix, because every write
-names the token of its fence. Only a reseed applies a changed layout: all partitions are fenced and
-drained, those that the new layout lacks are retired, and only then the others are opened.
+names the token of its fence. A reseed applies a layout that was changed in PostgreSQL: all
+partitions are fenced and drained, the new ones are opened, and those that the layout lacks are
+retired. scoreboard.recovery.reshard changes the number of partitions of an open board.
 """
 
 import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
-from scoreboard.errors import OperatorMistake, ScoreboardError, ScriptFailed, WaitTimeout
-from scoreboard.events import Event, season_id_of, stream_id_key
-from scoreboard.ledger import acts, checks, dead_letters
+from scoreboard.errors import OperatorMistake, WaitTimeout
+from scoreboard.events import stream_id_key
+from scoreboard.ledger import dead_letters
 from scoreboard.ledger.audit import audited
-from scoreboard.ledger.boards import select_board
+from scoreboard.ledger.boards import select_board, set_board_partitions
 from scoreboard.ledger.pool import Connection, snapshot
 from scoreboard.ledger.positions import (
     Position,
@@ -32,28 +32,13 @@ from scoreboard.ledger.positions import (
     lock_partitions,
     select_position,
 )
-from scoreboard.ledger.scores import (
-    DedupRecord,
-    count_dedup_records,
-    select_dedup_records,
-    select_ranking,
-    select_totals,
-)
 from scoreboard.ledger.seasons import open_season, select_newest_season
-from scoreboard.model import (
-    SLOT_COUNT,
-    Board,
-    Partition,
-    digest_of,
-    partition_of,
-    scores_name,
-    shard_of,
-)
+from scoreboard.model import Board, Partition
+from scoreboard.recovery.loading import Loader, ReportProgress, bounded_calls, report_nothing
 from scoreboard.recovery.mirror import mirror_board, mirror_catalogue
 from scoreboard.runtime.audit import write_audit
 from scoreboard.seasons import Season, season_at
 from scoreboard.store.partitions import Partitions, PartitionState
-from scoreboard.store.rebuilding import PAGE
 from scoreboard.store.store import Store
 
 SESSION: Final = {
@@ -63,25 +48,12 @@ SESSION: Final = {
 }
 """Session settings for the connection of a reseed: one long snapshot, sorted in memory."""
 
-FETCH: Final = 10 * PAGE
-"""Rows of one fetch from PostgreSQL."""
-
-CALLS_MAX: Final = 8
-"""Maximum concurrent calls to Redis: enough to share an fsync, few enough to bound memory."""
-
 STALL_S: Final = 30.0
 """Longest time to wait for a flusher that makes no progress."""
-
-SEEN_GRACE_S: Final = 60
-"""Added to the expiry of a dedup shard; lua/submit.lua uses the same value."""
 
 _POLL_S: Final = 0.05
 _UNPRINTABLE: Final = re.compile(r"[^!-~]")
 
-ReportProgress = Callable[[str, int, int], None]
-"""Called with a step's name, the amount done and the total; 0 and 0 if the total is unknown."""
-
-Call = Callable[[], Awaitable[None]]
 Drain = Callable[[Store, Sequence[Partition], ReportProgress], Awaitable[None]]
 
 
@@ -96,23 +68,21 @@ class Reseeded(Struct, frozen=True):
     duration_s: float
 
 
-def report_nothing(_step: str, _done: int, _total: int) -> None:
-    """Ignore the progress."""
-
-
-class _Layouts(Struct, frozen=True):
+class Layouts(Struct, frozen=True):
     """The partitions in Redis compared with the board's layout."""
 
     differing: tuple[int, ...]
     """Partitions of the board that have another layout."""
     strays: tuple[int, ...]
     """Partitions that the board no longer has and that are not retired."""
+    leftovers: tuple[int, ...]
+    """Partitions that a reshard has begun to load, and that the board does not have."""
     have_other_rules: bool
     """Whether a partition has other rules than the board."""
     closed: tuple[int, ...]
     """Partitions of the board that accept no actions: empty or fenced."""
-    epochs: int
-    """Sum of the epochs of all of these."""
+    epochs: tuple[int, ...]
+    """The epochs of all that are loaded."""
 
     @property
     def are_current(self) -> bool:
@@ -120,20 +90,41 @@ class _Layouts(Struct, frozen=True):
         return not self.differing and not self.strays
 
 
-async def _compare_layouts(store: Partitions, board: Board) -> _Layouts:
+async def compare_layouts(store: Partitions, board: Board) -> Layouts:
+    """Compare the partitions in Redis with a board's layout.
+
+    Raises RedisUnavailable, UnexpectedReply.
+    """
     states = await store.states(board.name)
     numbers = range(board.layout.partitions)
     used = {number: state for number, state in states.items() if state.epoch}
-    return _Layouts(
+    return Layouts(
         differing=tuple(n for n in numbers if n in used and used[n].layout != board.layout),
         strays=tuple(n for n in used if n not in numbers),
+        leftovers=tuple(
+            n
+            for n, state in states.items()
+            if n not in numbers and n not in used and state.fence and not state.is_retired
+        ),
         have_other_rules=any(
             state.layout is not None and state.layout.rules != board.layout.rules
             for state in used.values()
         ),
         closed=tuple(n for n in numbers if n not in used or not used[n].is_open),
-        epochs=sum(state.epoch for state in used.values()),
+        epochs=tuple(state.epoch for state in used.values()),
     )
+
+
+def require_same_rules(board: Board, layouts: Layouts) -> None:
+    """Check that Redis has the rules of a board.
+
+    Raises OperatorMistake.
+    """
+    if layouts.have_other_rules:
+        raise OperatorMistake(
+            f"Board {board.name} has other rules in Redis than in PostgreSQL. The scores were "
+            "counted by the rules of its creation, so restore these in the table boards"
+        )
 
 
 async def find_unavailable(store: Partitions, board: Board) -> list[int]:
@@ -141,7 +132,7 @@ async def find_unavailable(store: Partitions, board: Board) -> list[int]:
 
     Raises RedisUnavailable.
     """
-    layouts = await _compare_layouts(store, board)
+    layouts = await compare_layouts(store, board)
     return list(layouts.closed if layouts.are_current else range(board.layout.partitions))
 
 
@@ -162,12 +153,18 @@ async def choose_partitions(store: Store, board: Board, *, force: bool = False) 
 
 
 async def wait_until_drained(
-    store: Store, partitions: Sequence[Partition], report: ReportProgress
+    store: Store,
+    partitions: Sequence[Partition],
+    report: ReportProgress,
+    *,
+    stall_s: float | None = None,
 ) -> None:
     """Wait until the flusher has committed everything the streams hold.
 
-    Raises WaitTimeout when it makes no progress for ``STALL_S``; RedisUnavailable.
+    Raises WaitTimeout when it makes no progress for ``stall_s``, by default ``STALL_S``;
+    RedisUnavailable.
     """
+    stall_s = STALL_S if stall_s is None else stall_s
     backlogs = [await store.backlog(partition) for partition in partitions]
     total = sum(backlog.entries for backlog in backlogs)
     progress_at = time.monotonic()
@@ -177,7 +174,7 @@ async def wait_until_drained(
         before, backlogs = backlogs, [await store.backlog(partition) for partition in partitions]
         if backlogs != before:
             progress_at = time.monotonic()
-        elif time.monotonic() - progress_at > STALL_S:
+        elif time.monotonic() - progress_at > stall_s:
             waiting = sum(backlog.entries for backlog in backlogs)
             raise WaitTimeout(
                 f"The flusher makes no progress: {waiting} entries wait, the board stays fenced; "
@@ -207,21 +204,19 @@ async def reseed(
     later run succeeds.
     """
     started_at = time.monotonic()
-    token = f"{_UNPRINTABLE.sub('?', actor)}:{secrets.token_hex(8)}"
+    token = make_token(actor)
     partitions = [Partition(board.name, number) for number in numbers]
     await lock_partitions(connection, partitions)
-    layouts = await _compare_layouts(store, board)
-    if layouts.have_other_rules:
-        raise OperatorMistake(
-            f"Board {board.name} has other rules in Redis than in PostgreSQL. The scores were "
-            "counted by the rules of its creation, so restore these in the table boards"
-        )
-    if not layouts.are_current and list(numbers) != list(range(board.layout.partitions)):
+    layouts = await compare_layouts(store, board)
+    require_same_rules(board, layouts)
+    is_whole = list(numbers) == list(range(board.layout.partitions))
+    if not layouts.are_current and not is_whole:
         raise OperatorMistake(
             f"The layout of board {board.name} has changed",
             hint=f"run scoreboard reseed --board {board.name} --force",
         )
-    strays = [Partition(board.name, number) for number in layouts.strays]
+    left = layouts.leftovers if is_whole else ()
+    strays = [Partition(board.name, number) for number in (*layouts.strays, *left)]
     await lock_partitions(connection, strays)
     everything = [*partitions, *strays]
     states = await store.states(board.name)
@@ -237,64 +232,41 @@ async def reseed(
     fenced = previous[: len(partitions)]
     write_audit("fence", actor=actor, board=board.name, reason="reseed")
     await drain(store, everything, report)
-    season = await _choose_season(store, connection, board, partitions)
-    rebuilding = _Rebuilding(
+    season = await choose_season(store, connection, board, partitions)
+    loader = Loader(
         store, connection, board, season=season, numbers=numbers, token=token, report=report
     )
     async with snapshot(connection):
         unresolved = await dead_letters.select_unresolved_events(connection, board.name)
-        members = await rebuilding.load_scores(
-            [event for event in unresolved if event.season == season]
-        )
-        actions = await rebuilding.load_dedup_records()
-        await rebuilding.load_unresolved_records(unresolved)
+        counted = [event for event in unresolved if event.season == season]
+        members = await loader.load_scores(counted)
+        await loader.load_bans(counted)
+        actions = await loader.load_dedup_records()
+        await loader.load_unresolved_records(unresolved)
     positions = [
-        await _next_position(store, connection, partition, before, season)
+        await next_position(store, connection, partition, before, season)
         for partition, before in zip(partitions, fenced, strict=True)
     ]
     if strays or layouts.differing:
-        positions = _raise_epochs(positions, layouts.epochs)
+        positions = raise_positions(positions, layouts.epochs, [seq for _, seq in previous])
+    beginnings = dict(zip(partitions, positions, strict=True))
     await mirror_catalogue(store, connection)
     await mirror_board(store, connection, board.name)
-    async with audited(connection) as trail:
-        if season:
-            await open_season(connection, board.name, Season.parse(season))
-        for partition, position in zip(partitions, positions, strict=True):
-            if not await begin_epoch(connection, partition, position):
-                raise OperatorMistake(f"Another operator has already opened {partition}")
-        # Open partitions get the expected scores; retired ones keep nothing.
-        parts = [partition.number for partition in (*partitions, *strays)]
-        await close_corrections(connection, board.name, parts)
-        await trail.insert(
-            actor=actor,
-            action="reseed",
-            board=board.name,
-            detail={
-                "partitions": list(numbers),
-                "layout": str(board.layout),
-                "retired": list(layouts.strays),
-                "before": [list(before) for before in fenced],
-                "after": [[position.epoch, position.seq] for position in positions],
-                "users": sum(members.values()),
-                "actions": actions,
-                **({"season": season} if season else {}),
-            },
-        )
-    # Retire first: a user must not be found in an old and a new partition.
-    for stray in strays:
-        await store.exclude(stray, token, [], first=True)
-        await store.retire(stray, token, board.layout)
-    for partition, position in zip(partitions, positions, strict=True):
-        await store.open(
-            partition,
-            token,
-            board,
-            epoch=position.epoch,
-            seq=position.seq,
-            stream_id=position.stream_id,
-            members=members[partition.number],
-            season=position.season,
-        )
+    await record_epochs(
+        connection,
+        board,
+        beginnings,
+        strays,
+        season=season,
+        actor=actor,
+        action="reseed",
+        detail={
+            "before": [list(before) for before in fenced],
+            "users": sum(members.values()),
+            "actions": actions,
+        },
+    )
+    await open_partitions(store, board, token, beginnings, members, strays=strays)
     return Reseeded(
         board=board.name,
         partitions=tuple(numbers),
@@ -305,228 +277,116 @@ async def reseed(
     )
 
 
-class _Rebuilding:
-    """Loads the data of a reseed, from one snapshot and under one fence."""
-
-    def __init__(
-        self,
-        store: Store,
-        connection: Connection,
-        board: Board,
-        *,
-        season: str,
-        numbers: Sequence[int],
-        token: str,
-        report: ReportProgress,
-    ) -> None:
-        self._store = store
-        self._connection = connection
-        self._board = board
-        self._scores = scores_name(board.name, season_id_of(season))
-        self._layout = board.layout
-        self._rules = board.layout.rules
-        self._numbers = frozenset(numbers)
-        self._token = token
-        self._report = report
-
-    async def load_scores(  # noqa: C901 (two passes over the users)
-        self, unresolved: Sequence[Event]
-    ) -> dict[int, int]:
-        """Fill the shadow boards in ranking order; return the number of members by partition.
-
-        The first user at a score gets its highest slot, each later one the slot below. Users with
-        ``unresolved`` dead letters are placed last at their expected scores. Banned users are
-        excluded.
-        """
-        expected = await self._expected_scores(unresolved)
-        banned = dict.fromkeys(await acts.select_bans(self._connection, self._board.name), -1)
-        lowest: dict[tuple[int, int], int] = {}
-        expected_values = frozenset(expected.values())
-        total, _ = await select_totals(self._connection, self._scores)
-        for number in self._numbers:
-            await self._restore(number, [], first=True)
-        members = dict.fromkeys(self._numbers, 0)
-        reached: dict[int, tuple[int, int]] = dict.fromkeys(self._numbers, (-1, 0))
-        pages: dict[int, list[tuple[int, str]]] = {number: [] for number in self._numbers}
-        done = 0
-        async with _bounded_calls() as send:
-            async for rows in select_ranking(self._connection, self._scores, page=FETCH):
-                for user_id, score in rows:
-                    if user_id in banned:
-                        banned[user_id] = expected.get(user_id, score)
-                        continue
-                    number = partition_of(user_id, self._layout.partitions)
-                    if number not in self._numbers or user_id in expected:
-                        continue
-                    last_score, slot = reached[number]
-                    slot = max(slot - 1, 0) if score == last_score else SLOT_COUNT - 1
-                    reached[number] = (score, slot)
-                    if score in expected_values:
-                        lowest[number, score] = slot
-                    page = pages[number]
-                    page.append((self._rules.pack(score, slot), user_id))
-                    members[number] += 1
-                    if len(page) == PAGE:
-                        pages[number] = []
-                        await send(partial(self._restore, number, page))
-                done += len(rows)
-                self._report("scores", done, total)
-            for number, page in pages.items():
-                if page:
-                    await send(partial(self._restore, number, page))
-        async with _bounded_calls() as send:
-            for user_id, score in expected.items():
-                if user_id in banned:
-                    banned[user_id] = score
-                    continue
-                number = partition_of(user_id, self._layout.partitions)
-                slot = max(lowest.get((number, score), SLOT_COUNT) - 1, 0)
-                lowest[number, score] = slot
-                members[number] += 1
-                packed = self._rules.pack(score, slot)
-                await send(partial(self._restore, number, [(packed, user_id)]))
-        await self._exclude(banned)
-        return members
-
-    async def _exclude(self, banned: Mapping[str, int]) -> None:
-        """Write the banned users of each partition, in pages."""
-        users: dict[int, list[tuple[str, int]]] = {number: [] for number in self._numbers}
-        for user_id, score in banned.items():
-            number = partition_of(user_id, self._layout.partitions)
-            if number in users:
-                users[number].append((user_id, score))
-        for number, found in users.items():
-            partition = Partition(self._board.name, number)
-            for start in range(0, max(1, len(found)), PAGE):
-                page = found[start : start + PAGE]
-                await self._store.exclude(partition, self._token, page, first=not start)
-
-    async def _expected_scores(self, unresolved: Sequence[Event]) -> dict[str, int]:
-        """Return the scores of users with dead letters, where those change them."""
-        sums: dict[str, int] = {}
-        for event in unresolved:
-            if partition_of(event.user_id, self._layout.partitions) in self._numbers:
-                sums[event.user_id] = sums.get(event.user_id, 0) + event.delta
-        if not sums:
-            return {}
-        scores = await checks.read_scores(self._connection, self._scores, list(sums))
-        expected: dict[str, int] = {}
-        for user, total in sums.items():
-            held = scores[user].score if user in scores else None
-            score = dead_letters.expected_score(held, total)
-            if score is not None and score != held:
-                expected[user] = score
-        return expected
-
-    async def load_dedup_records(self) -> int:
-        """Fill the dedup window from the ledger; return the number of actions in it.
-
-        The previous contents are deleted: the event of a remembered action may be lost, and a
-        repeat would then get the answer of an action that was never counted.
-        """
-        window_s = self._layout.seen_seconds
-        current = int(await self._store.now_s(Partition(self._board.name)) // window_s)
-        since_s = float((current - 1) * window_s)
-        total = await count_dedup_records(self._connection, self._board.name, since_s=since_s)
-        pages: dict[tuple[int, int, int], list[tuple[bytes, str]]] = {}
-        counts: dict[tuple[int, int, int], int] = {}
-        done = 0
-        async with _bounded_calls() as send:
-            for number in self._numbers:
-                for generation in (current - 1, current):
-                    for shard in range(self._layout.seen_shards):
-                        place = (number, generation, shard)
-                        await send(partial(self._remember, place, [], 0, first=True))
-        async with _bounded_calls() as send:
-            async for records in select_dedup_records(
-                self._connection, self._board.name, since_s=since_s, page=FETCH
-            ):
-                for record in records:
-                    number = partition_of(record.user_id, self._layout.partitions)
-                    if number not in self._numbers:
-                        continue
-                    digest = digest_of(self._board.name, record.user_id, record.action_id)
-                    # The clock of this server may be behind the one that dated the ledger.
-                    generation = min(record.occurred_at_ms // (window_s * 1000), current)
-                    place = (number, generation, shard_of(digest, self._layout.seen_shards))
-                    page = pages.setdefault(place, [])
-                    page.append((digest, self._first_answer(record)))
-                    counts[place] = counts.get(place, 0) + 1
-                    if len(page) == PAGE:
-                        del pages[place]
-                        await send(partial(self._remember, place, page, 0))
-                done += len(records)
-                self._report("actions", done, total)
-            full, pages = pages, {}
-            for place, page in full.items():
-                await send(partial(self._remember, place, page, 0))
-        async with _bounded_calls() as send:
-            for place, count in counts.items():
-                await send(partial(self._remember, place, [], count))
-        return sum(counts.values())
-
-    async def load_unresolved_records(self, unresolved: Sequence[Event]) -> None:
-        """Add dead letters to the dedup window: Redis has counted them."""
-        window_s = self._layout.seen_seconds
-        current = int(await self._store.now_s(Partition(self._board.name)) // window_s)
-        async with _bounded_calls() as send:
-            for event in unresolved:
-                number = partition_of(event.user_id, self._layout.partitions)
-                generation = min(event.occurred_at_ms // (window_s * 1000), current)
-                if number not in self._numbers or generation < current - 1:
-                    continue
-                digest = digest_of(self._board.name, event.user_id, event.action_id)
-                place = (number, generation, shard_of(digest, self._layout.seen_shards))
-                await send(partial(self._remember, place, [(digest, self._first_answer(event))], 0))
-
-    def _first_answer(self, action: DedupRecord | Event) -> str:
-        """Return the dedup record of an action, as lua/submit.lua writes it."""
-        answer = f"{action.delta}:{action.score_after}:{action.seq}"
-        if isinstance(action, DedupRecord) and action.is_held:
-            held_from = action.score_after if self._rules.takes_values else 0
-            return f"{answer}:{held_from + action.delta}:held"
-        # An action that changed the score set it to the value that it stated.
-        return f"{answer}:{action.score_after}" if self._rules.takes_values else answer
-
-    async def _restore(
-        self, number: int, page: Sequence[tuple[int, str]], *, first: bool = False
-    ) -> None:
-        await self._store.restore(
-            Partition(self._board.name, number), self._token, page, first=first
-        )
-
-    async def _remember(
-        self,
-        place: tuple[int, int, int],
-        page: Sequence[tuple[bytes, str]],
-        expected: int,
-        *,
-        first: bool = False,
-    ) -> None:
-        number, generation, shard = place
-        remembered = await self._store.remember(
-            Partition(self._board.name, number),
-            self._token,
-            (generation, shard),
-            page,
-            # Read until the end of the following generation.
-            expires_at_s=(generation + 2) * self._layout.seen_seconds + SEEN_GRACE_S,
-            first=first,
-        )
-        if expected and remembered != expected:
-            raise ScriptFailed(f"A dedup shard holds {remembered} actions, not {expected}")
+def make_token(owner: str) -> str:
+    """Return a new token of a fence, with its owner as the prefix."""
+    return f"{_UNPRINTABLE.sub('?', owner)}:{secrets.token_hex(8)}"
 
 
-def _raise_epochs(positions: Sequence[Position], epochs: int) -> list[Position]:
-    """Return positions with one epoch, such that their sum exceeds ``epochs``.
+async def record_epochs(
+    connection: Connection,
+    board: Board,
+    beginnings: Mapping[Partition, Position],
+    strays: Sequence[Partition],
+    *,
+    season: str,
+    actor: str,
+    action: str,
+    detail: Mapping[str, Any],
+) -> None:
+    """Record the layout of a board and its new epochs in PostgreSQL, in one transaction.
 
-    Readers compare the sums of a board's epochs; fewer partitions would have a smaller sum.
+    From then on, no flusher commits anything of the epochs before, and only an opening with these
+    positions makes the partitions accept actions.
+
+    Raises OperatorMistake (another operator has opened one), DatabaseUnavailable.
     """
-    epoch = max(*[position.epoch for position in positions], epochs // len(positions) + 1)
-    return [msgspec.structs.replace(position, epoch=epoch) for position in positions]
+    async with audited(connection) as trail:
+        await set_board_partitions(connection, board.name, board.layout.partitions)
+        if season:
+            await open_season(connection, board.name, Season.parse(season))
+        for partition, position in beginnings.items():
+            if not await begin_epoch(connection, partition, position):
+                raise OperatorMistake(f"Another operator has already opened {partition}")
+        # Open partitions get the expected scores; retired ones keep nothing.
+        parts = [partition.number for partition in (*beginnings, *strays)]
+        await close_corrections(connection, board.name, parts)
+        await trail.insert(
+            actor=actor,
+            action=action,
+            board=board.name,
+            detail={
+                "partitions": [partition.number for partition in beginnings],
+                "layout": str(board.layout),
+                "retired": [stray.number for stray in strays],
+                "after": [[position.epoch, position.seq] for position in beginnings.values()],
+                **detail,
+                **({"season": season} if season else {}),
+            },
+        )
 
 
-async def _choose_season(
+async def open_partitions(
+    store: Store,
+    board: Board,
+    token: str,
+    beginnings: Mapping[Partition, Position],
+    members: Mapping[int, int],
+    *,
+    strays: Sequence[Partition],
+    unread: Collection[Partition] = (),
+) -> None:
+    """Open loaded partitions, then retire those that the board no longer has.
+
+    ``unread`` are opened first: readers with the layout before do not ask for them. Until the last
+    of the others is open, readers find two layouts and wait.
+
+    Raises what Store.open and Store.retire raise: repeat the reseed.
+    """
+
+    async def begin(partition: Partition) -> None:
+        position = beginnings[partition]
+        await store.open(
+            partition,
+            token,
+            board,
+            epoch=position.epoch,
+            seq=position.seq,
+            stream_id=position.stream_id,
+            members=members[partition.number],
+            season=position.season,
+        )
+
+    async def end(stray: Partition) -> None:
+        await store.exclude(stray, token, [], first=True)
+        await store.retire(stray, token, board.layout)
+
+    for group, step in (
+        ([one for one in beginnings if one in unread], begin),
+        ([one for one in beginnings if one not in unread], begin),
+        (strays, end),
+    ):
+        async with bounded_calls() as send:
+            for partition in group:
+                await send(partial(step, partition))
+
+
+def raise_positions(
+    positions: Sequence[Position], epochs: Sequence[int], seqs: Sequence[int]
+) -> list[Position]:
+    """Return positions of a new layout, with one epoch and one seq for all partitions.
+
+    The epoch is above each of ``epochs``, and the sum above theirs: readers compare the sums of a
+    board's epochs, and fewer partitions would have a smaller sum. The seq is the highest of
+    ``seqs``: users bring answers and a place among equals that have seqs of other partitions, and
+    later ones have to be above them.
+    """
+    above = (sum(epochs) // len(positions) + 1, *(epoch + 1 for epoch in epochs))
+    epoch = max(*above, *(position.epoch for position in positions))
+    seq = max(*seqs, *(position.seq for position in positions))
+    return [msgspec.structs.replace(position, epoch=epoch, seq=seq) for position in positions]
+
+
+async def choose_season(
     store: Store, connection: Connection, board: Board, partitions: Sequence[Partition]
 ) -> str:
     """Return the season to open partitions in, as id:start:end; empty for a board without seasons.
@@ -551,7 +411,7 @@ async def _choose_season(
         raise OperatorMistake(f"The season of board {board.name} is unknown: {error}") from error
 
 
-async def _next_position(
+async def next_position(
     store: Store,
     connection: Connection,
     partition: Partition,
@@ -568,32 +428,3 @@ async def _next_position(
         stream_id=max(last_id, on_record.stream_id, key=stream_id_key),
         season=season,
     )
-
-
-@asynccontextmanager
-async def _bounded_calls() -> AsyncIterator[Callable[[Call], Awaitable[None]]]:
-    """Yield a function that starts a call when fewer than ``CALLS_MAX`` are running.
-
-    All calls have ended when the context ends; the first error is raised, not grouped.
-    """
-    free = asyncio.Semaphore(CALLS_MAX)
-
-    async def drive(call: Call) -> None:
-        try:
-            await call()
-        finally:
-            free.release()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-
-            async def send(call: Call) -> None:
-                await free.acquire()
-                group.create_task(drive(call))
-
-            yield send
-    except BaseExceptionGroup as failures:
-        for failure in failures.exceptions:
-            if isinstance(failure, ScoreboardError):
-                raise failure from None
-        raise

@@ -62,6 +62,7 @@ ACTIONS: Final[dict[str, EventClass]] = {
     "board archive": _CONFIGURED,
     "board unarchive": _CONFIGURED,
     "board limit": _CONFIGURED,
+    "board reshard": _REBUILT,
     "board delete": EventClass("configuration", ("deletion",)),
     "action set": _CONFIGURED,
     "action disable": _CONFIGURED,

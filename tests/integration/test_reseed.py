@@ -14,6 +14,7 @@ from scoreboard.errors import DatabaseUnavailable, Fenced, OperatorMistake, Wait
 from scoreboard.ledger.pool import Connection, connect
 from scoreboard.ledger.positions import lock_operator
 from scoreboard.model import Action, ActionKind, Board, Layout, Partition, Receipt
+from scoreboard.recovery import loading
 from scoreboard.recovery import reseed as reseed_module
 from scoreboard.recovery.reseed import SESSION, Reseeded, choose_partitions, reseed
 from scoreboard.runtime.settings import Secret, Settings
@@ -279,7 +280,7 @@ async def test_waiting_for_a_stuck_flusher_has_a_limit(
 
 
 STEPS: dict[str, tuple[object, str]] = {
-    "before the scores": (reseed_module, "select_totals"),
+    "before the scores": (loading, "select_totals"),
     "during the scores": (Store, "restore"),
     "during the dedup window": (Store, "remember"),
     "before the position": (reseed_module, "begin_epoch"),

@@ -109,7 +109,9 @@ def test_one_call_reads_the_standings_of_many_users_in_order(opened: Scripts) ->
     users = fill(opened, 40)
     wanted = [*users[::2], "unknown", users[1], users[1]]
 
-    epoch, seq, total, places, _ = opened.run("standing", READ, *(a for u in wanted for a in (u, 0)))
+    epoch, seq, total, places, _ = opened.run(
+        "standing", READ, *(a for u in wanted for a in (u, 0))
+    )
 
     assert (epoch, seq, total) == (1, 40, 40)
     assert [index for index, *_ in places] == [*range(0, 40, 2), -1, 1, 1]

@@ -234,19 +234,19 @@ def check_invariants(
         )
         assert order == [user for (user,) in ranking], "I3: equal scores are in order of arrival"
     for number in range(partitions):
+        where = f"WHERE board = '{board}' AND part = {number}"
         taken = query(
             settings,
-            "SELECT seq FROM score_events WHERE board = %(b)s AND part = %(p)s"
-            " UNION SELECT seq FROM rejected_events WHERE board = %(b)s AND part = %(p)s"
-            " AND reason <> 'resolved'"
-            " UNION SELECT seq FROM held_actions WHERE board = %(b)s AND part = %(p)s"
-            " UNION SELECT seq FROM dead_events WHERE board = %(b)s AND part = %(p)s"
-            " AND seq IS NOT NULL ORDER BY 1".replace("%(b)s", f"'{board}'").replace(
-                "%(p)s", str(number)
-            ),
+            f"SELECT epoch, seq FROM score_events {where}"
+            f" UNION SELECT epoch, seq FROM rejected_events {where} AND reason <> 'resolved'"
+            f" UNION SELECT epoch, seq FROM held_actions {where}"
+            f" UNION SELECT epoch, seq FROM season_turns {where}",
         )
-        taken = [(seq,) for (seq,) in taken if seq]  # 0: a dead letter that could not be decoded
-        assert [seq for (seq,) in taken] == list(range(1, len(taken) + 1)), "I6: seq is dense"
+        dead = {seq for (seq,) in query(settings, f"SELECT seq FROM dead_events {where}")}
+        for epoch in {epoch for epoch, _ in taken}:
+            seqs = {seq for found, seq in taken if found == epoch}
+            gaps = set(range(min(seqs), max(seqs) + 1)) - seqs - dead
+            assert not gaps, f"I6: seq is dense in epoch {epoch} of partition {number}"
 
 
 def pending(settings: Settings) -> int:
