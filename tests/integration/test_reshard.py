@@ -49,6 +49,7 @@ from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
 from tests.support.clients.commands import Run
+from tests.support.clients.viewer import Connect, StartStreamer
 from tests.support.data.boards import fence
 from tests.support.eventually import eventually_async
 from tests.support.servers.flushers import (
@@ -208,6 +209,35 @@ async def test_a_board_is_resharded_while_it_is_used(
         await check_sound(settings, sizes[-1], load)
     assert load.failed_reads == 0
     assert load.longest_read_s < 1
+
+
+@pytest.mark.parametrize("last", [0, 1])
+async def test_no_read_mixes_old_and_new_partitions(last: int, settings: Settings) -> None:
+    """The partitions open one after the other; here, readers come in between."""
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+    async with flushing(settings):
+        async with under_load(settings) as load:
+            real = Store.open
+            others: list[int] = []
+
+            async def open_last(
+                store: Store, partition: Partition, *more: Any, **named: Any
+            ) -> Any:
+                if partition.number == last:
+                    await eventually_async(lambda: len(others) == 2)
+                    await asyncio.sleep(0.3)  # the readers wait, and nothing tells when they do
+                reply = await real(store, partition, *more, **named)
+                others.append(partition.number)
+                return reply
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Store, "open", open_last)
+                await do_reshard(settings, 3)
+            read = len(load.read_times)
+            await eventually_async(lambda: len(load.read_times) > read + 20)
+        await check_sound(settings, 3, load)
+    assert load.failed_reads == 0
+    assert load.longest_read_s >= 0.2, "a read has waited"
 
 
 async def run_armed(settings: Settings, point: str, partitions: int) -> int:
@@ -597,6 +627,34 @@ async def test_dead_letters_are_part_of_the_scores(settings: Settings) -> None:
             again = await dispatcher.submit("main", Action(user, "win:2", 13))
             assert (again.score, again.replayed) == (18, True)
         await check_verified(settings)
+
+
+async def test_viewers_stay_and_follow_the_new_partitions(
+    settings: Settings, start_streamer: StartStreamer, connect: Connect
+) -> None:
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+    async with flushing(settings), dispatching(settings) as dispatcher:
+        for user in USERS:
+            await dispatcher.submit("main", Action(user, "win:1", 5))
+        streamer = await start_streamer(opened=False)
+        await eventually_async(lambda: streamer.streamer.watcher.is_ready)
+        viewer = await connect(streamer.port)
+        await viewer.next("leaderboard")
+        for turn, size in enumerate((3, 1)):
+            await do_reshard(settings, size)
+            for number in range(size):
+                user = next(one for one in USERS if partition_of(one, size) == number)
+                points = 100 * (1 + turn)
+                receipt = await dispatcher.submit("main", Action(user, f"more:{size}", points))
+
+                def is_shown(user: str = user, score: int = receipt.score) -> bool:
+                    rows = viewer.messages[-1].get("leaderboard", ())
+                    return any((row["userId"], row["score"]) == (user, score) for row in rows)
+
+                async with asyncio.timeout(2):
+                    while not is_shown():
+                        await viewer.next()
+    assert {one["type"] for one in viewer.messages} <= {"leaderboard", "update", "ping"}
 
 
 def test_the_command(command: Run, settings: Settings) -> None:
