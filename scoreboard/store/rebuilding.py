@@ -6,8 +6,8 @@ from typing import Final
 from msgspec import Struct
 
 from scoreboard.model import SLOT_COUNT, Board, BoardState, Count, Layout, Partition, Rules
-from scoreboard.store.keys import GROUP, PartitionKeys, load_test_key
 from scoreboard.store.cluster import send_many
+from scoreboard.store.keys import GROUP, PartitionKeys, load_test_key
 from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.replies import parse_whole, read_replies, read_reply
 from scoreboard.store.scripts import Script, call

@@ -274,7 +274,7 @@ def ranked(connection: psycopg.Connection, history: History) -> list[tuple[str, 
         "SELECT u.external_id, s.score FROM scores s JOIN users u ON u.id = s.user_id "
         "WHERE NOT EXISTS (SELECT FROM bans b WHERE b.board = %s AND b.user_id = s.user_id) "
         "AND s.board = (SELECT board || coalesce(substring('@' || season FROM '^@[^:]+'), '') "
-        "FROM flush_state WHERE board = %s LIMIT 1) "
+        "FROM flush_state WHERE board = %s AND part = 0) "
         "ORDER BY s.score * %s, s.reached_at, s.last_seq",
         [history.board, history.board, 1 if history.rules.order == "lowest" else -1],
     ).fetchall()

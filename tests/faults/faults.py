@@ -263,6 +263,16 @@ async def reseeded_under_load(stack: Stack, chance: random.Random) -> None:
     await stack.reseed(chance.choice(stack.boards))
 
 
+@fault()
+async def resharded_under_load(stack: Stack, chance: random.Random) -> None:
+    """Give the board more partitions and the one it had, with the flusher killed in between."""
+    board = stack.boards[0]
+    before = board.layout.partitions
+    await stack.reshard(board, before + chance.randint(1, 3))
+    await _kill_and_start(stack, "flusher")
+    await stack.reshard(board, before)
+
+
 @fault(needs_rest=True)
 async def redis_emptied(stack: Stack, _: random.Random) -> None:
     """Flush Redis, and reseed the board."""

@@ -20,12 +20,13 @@ import redis.asyncio as aioredis
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
 from cli.running.service import Service
-from scoreboard.errors import OperatorMistake
+from scoreboard.errors import OperatorMistake, WaitTimeout
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.boards import insert_board
 from scoreboard.model import Board, Layout, Partition
 from scoreboard.recovery.reseed import SESSION, find_unavailable, reseed
+from scoreboard.recovery.reshard import reshard
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE_ANY, LocalIssuer
 from scoreboard.store.client import make_client
@@ -183,6 +184,20 @@ class Stack:
                     return await self._reseed(board)
                 except OperatorMistake as error:
                     if "Another operator" not in error.detail:
+                        raise
+                await asyncio.sleep(0.1)
+
+    async def reshard(self, board: Board, partitions: int) -> None:
+        """Change the number of partitions; try again while another operator works on the board."""
+        async with asyncio.timeout(RESEED_S):
+            while True:
+                connection = await postgres.connect(self.settings, name="faults", **SESSION)
+                try:
+                    async with self.store() as store, connection:
+                        await reshard(store, connection, board.name, partitions, actor="faults")
+                        return
+                except (OperatorMistake, WaitTimeout) as error:
+                    if "Another operator" not in error.detail and "goes on" not in error.detail:
                         raise
                 await asyncio.sleep(0.1)
 
