@@ -292,8 +292,11 @@ async def record_epochs(
     actor: str,
     action: str,
     detail: Mapping[str, Any],
+    is_resized: bool = False,
 ) -> None:
-    """Record the layout of a board and its new epochs in PostgreSQL, in one transaction.
+    """Record the new epochs of a board in PostgreSQL, in one transaction.
+
+    If ``is_resized``, the number of its partitions is recorded, too; a flusher may not do that.
 
     From then on, no flusher commits anything of the epochs before, and only an opening with these
     positions makes the partitions accept actions.
@@ -301,7 +304,8 @@ async def record_epochs(
     Raises OperatorMistake (another operator has opened one), DatabaseUnavailable.
     """
     async with audited(connection) as trail:
-        await set_board_partitions(connection, board.name, board.layout.partitions)
+        if is_resized:
+            await set_board_partitions(connection, board.name, board.layout.partitions)
         if season:
             await open_season(connection, board.name, Season.parse(season))
         for partition, position in beginnings.items():

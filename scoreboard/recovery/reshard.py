@@ -378,6 +378,7 @@ class _Reshard:
                     season=season,
                     actor=self._actor,
                     action="board reshard",
+                    is_resized=True,
                     detail={
                         "before": [list(fenced[partition]) for partition in self._old],
                         "users": sum(members.values()),

@@ -160,8 +160,10 @@ def test_an_operator_can_run_every_command(deployed: Deployed, tmp_path: Path) -
     eventually(lambda: json.loads(deployed.run("dead", "list", "--json")))
     [entry] = json.loads(deployed.run("dead", "list", "--json"))
     deployed.run("dead", "apply", str(entry["id"]), "--delta", "5", "--yes")
+    deployed.run("board", "reshard", "weekly", "--partitions", "3", "--yes")
+    deployed.run("board", "reshard", "weekly", "--partitions", "1", "--yes")
     with psycopg.connect(deployed.environment("operator")["DATABASE_URL"]) as operator:
-        operator.execute("UPDATE boards SET partitions = 1 WHERE board = 'weekly'")
+        operator.execute("UPDATE boards SET seen_shards = 32 WHERE board = 'weekly'")
     deployed.run("reseed", "--board", "weekly")
     deployed.run("reseed", "--force", "--yes")
     assert deployed.admin.hget("sb:{weekly:1}:meta", "state") == "retired"

@@ -169,6 +169,10 @@ async def check_sound(settings: Settings, partitions: int, load: Load) -> None:
     wanted = [(one.user_id, one.action_id, one.delta) for one, _ in load.acknowledged]
     check_invariants(settings, wanted, partitions=partitions)
     await check_verified(settings)
+    await check_repeats(settings, load)
+
+
+async def check_repeats(settings: Settings, load: Load) -> None:
     async with dispatching(settings) as dispatcher:
         again: list[Receipt] = []
         for start in range(0, len(load.acknowledged), 1000):
@@ -405,6 +409,18 @@ async def test_flushers_come_and_go_during_reshards(settings: Settings, tmp_path
         await asyncio.to_thread(first.start)
         await check_sound(settings, 2, load)
     assert load.failed_reads == 0
+
+
+async def test_a_flusher_serves_new_partitions_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flusher.search.SEARCH_EVERY_S", 600.0)
+    await make_board(settings, Board(layout=Layout(partitions=1)))
+    async with flushing(settings), dispatching(settings) as dispatcher:
+        await do_reshard(settings, 3)
+        for user in USERS:
+            await dispatcher.submit("main", Action(user, "win:1", 5))
+        await eventually_async(lambda: is_drained(settings, partitions=3))
 
 
 async def test_other_operators_wait_or_are_refused(settings: Settings) -> None:
