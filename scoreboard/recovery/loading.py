@@ -68,7 +68,12 @@ class Mark(Struct, frozen=True):
     seqs: Mapping[int, int]
     """The committed seq of each partition."""
     since_s: float
-    """No action after them is older (s since 1970)."""
+    """No action after them is older (s since 1970), even if a clock was set back."""
+    settled_s: float
+    """Users who reached their scores before this did so before all later ones (s since 1970).
+
+    Others may have to go behind later ones: the partitions are not committed at the same pace.
+    """
 
 
 class Loader:
@@ -285,8 +290,9 @@ class Loader:
     async def load_changes(self, since: Mark, unresolved: Sequence[Event] = ()) -> int:
         """Add what was counted after a mark to what was loaded at it; return the actions.
 
-        Users whose scores changed get their current ones, after all who had reached them before.
-        No operator may have changed the ledger in between: the mark would not show it.
+        Users whose scores changed get their current ones, after all who had reached them before;
+        so do those who were not settled at the mark. No operator may have changed the ledger in
+        between: the mark would not show it.
         """
         current = await self._generation()
         changed: set[str] = set()
@@ -307,6 +313,11 @@ class Loader:
                     for start in range(0, len(page), PAGE):
                         await send(partial(self._remember, place, page[start : start + PAGE], 0))
             pages = {}
+        everything = dict.fromkeys(since.seqs, 0)
+        async for records in select_changes(
+            self._connection, self._board.name, everything, since_s=since.settled_s, page=FETCH
+        ):
+            changed |= {record.user_id for record in records if not record.is_held}
         await self._replace_scores(changed, unresolved)
         return count
 

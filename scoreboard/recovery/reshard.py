@@ -80,6 +80,9 @@ TRIES_MAX: Final = 3
 SLACK_S: Final = 60
 """How far the clocks of Redis may be set back during a reshard."""
 
+UNSETTLED_S: Final = 1.0
+"""How far the clocks of the servers of a cluster may differ: equals keep their order."""
+
 _POLL_S: Final = 0.05
 
 
@@ -282,9 +285,9 @@ class _Reshard:
         )
 
     async def _load(self, loader: Loader) -> Mark:
-        since_s = await self._oldest_s()
+        oldest_s = await self._oldest_s()
         async with snapshot(self._connection):
-            mark = await self._mark(since_s)
+            mark = await self._mark(oldest_s)
             await loader.load_scores([])
             self._actions = await loader.load_dedup_records()
         return mark
@@ -298,10 +301,10 @@ class _Reshard:
         last_s = 2 * PATIENCE_S
         for _ in range(ROUNDS_MAX):
             began_s = time.monotonic()
-            since_s = await self._oldest_s()
+            oldest_s = await self._oldest_s()
             before = mark
             async with snapshot(self._connection):
-                mark = await self._mark(since_s)
+                mark = await self._mark(oldest_s)
                 self._actions += await loader.load_changes(before)
             took_s = time.monotonic() - began_s
             backlogs = [await self._store.backlog(partition) for partition in self._old]
@@ -328,14 +331,15 @@ class _Reshard:
         backlogs = [await self._store.backlog(partition) for partition in self._old]
         oldest_ms = [one.oldest_ms for one in backlogs if one.oldest_ms is not None]
         now_s = [await self._store.now_s(partition) for partition in self._old]
-        return min(*now_s, *(ms / 1000 for ms in oldest_ms), now_s[0]) - SLACK_S
+        return min([*now_s, *(ms / 1000 for ms in oldest_ms)])
 
-    async def _mark(self, since_s: float) -> Mark:
+    async def _mark(self, oldest_s: float) -> Mark:
+        """Return the mark of the snapshot, before which ``oldest_s`` was read."""
         seqs = {
             partition.number: (await select_position(self._connection, partition)).seq
             for partition in self._old
         }
-        return Mark(seqs, since_s)
+        return Mark(seqs, since_s=oldest_s - SLACK_S, settled_s=oldest_s - UNSETTLED_S)
 
     # While updates are refused
 

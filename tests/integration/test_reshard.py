@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from msgspec.structs import replace
 
@@ -522,6 +523,41 @@ async def test_scores_order_and_answers_are_kept_with_all_rules(
                 repeat = await dispatcher.submit("main", action)
                 assert (repeat.score, repeat.replayed) == (receipt.score, True), action
             held[action.user_id] = receipt.score
+
+
+async def test_equals_of_partitions_that_are_committed_at_another_pace_keep_their_order(
+    settings: Settings,
+) -> None:
+    """Incident: the first of two equals was committed, and so loaded, after the second one."""
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+    first, second = (
+        next(user for user in USERS if partition_of(user, 2) == number) for number in (1, 0)
+    )
+    async with flushing(settings), dispatching(settings) as dispatcher:
+        for user in USERS:
+            await dispatcher.submit("main", Action(user, "win:1", 5))
+        await eventually_async(lambda: is_drained(settings, partitions=2))
+        with psycopg.connect(settings.database_url.reveal()) as blocker:
+            blocker.execute("SELECT FROM flush_state WHERE part = 1 FOR UPDATE")
+            for user in (first, second):
+                await dispatcher.submit("main", Action(user, "win:2", 4))
+                await asyncio.sleep(0.01)  # they do not arrive in one ms
+            await eventually_async(
+                lambda: query(settings, "SELECT 1 FROM score_events WHERE action_id = 'win:2'")
+            )
+            real = Store.remember
+
+            async def commit_and_remember(store: Store, *arguments: Any, **named: Any) -> Any:
+                blocker.rollback()
+                return await real(store, *arguments, **named)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Store, "remember", commit_and_remember)
+                await do_reshard(settings, 1)
+        async with store_of(settings) as store:
+            window = await store.leaderboard("main", limit=2)
+        assert [row.user_id for row in window.rows] == [first, second]
+        await check_verified(settings)
 
 
 async def test_a_season_that_ends_meanwhile_is_not_mixed_with_the_next_one(
