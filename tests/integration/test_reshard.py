@@ -115,11 +115,11 @@ class Load:
                 receipt = await self.dispatcher.submit("main", action)
             except (Fenced, Busy, Uninitialised, OutcomeUnknown):
                 self.refused.append(time.monotonic())
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # pace: the player repeats
                 continue
             self.acknowledged.append((action, receipt))
             number += 1
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # pace: of the player
 
     async def read(self) -> None:
         """A read finds all users, once each, in order, with scores that never fall."""
@@ -230,7 +230,7 @@ async def test_no_read_mixes_old_and_new_partitions(last: int, settings: Setting
             ) -> Any:
                 if partition.number == last:
                     await eventually_async(lambda: len(others) == 2)
-                    await asyncio.sleep(0.3)  # the readers wait, and nothing tells when they do
+                    await asyncio.sleep(0.3)  # pace: readers come in between
                 reply = await real(store, partition, *more, **named)
                 others.append(partition.number)
                 return reply
@@ -393,9 +393,9 @@ async def test_flushers_come_and_go_during_reshards(settings: Settings, tmp_path
             async def disturb() -> None:
                 for flusher in itertools.cycle((first, second)):
                     await asyncio.to_thread(flusher.kill)
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(0.2)  # pace: of the faults
                     await asyncio.to_thread(flusher.start)
-                    await asyncio.sleep(0.8)
+                    await asyncio.sleep(0.8)  # pace: of the faults
 
             disturbing = asyncio.create_task(disturb())
             for size in (3, 1, 4, 2):
@@ -541,7 +541,7 @@ async def test_equals_of_partitions_that_are_committed_at_another_pace_keep_thei
             blocker.execute("SELECT FROM flush_state WHERE part = 1 FOR UPDATE")
             for user in (first, second):
                 await dispatcher.submit("main", Action(user, "win:2", 4))
-                await asyncio.sleep(0.01)  # they do not arrive in one ms
+                await asyncio.sleep(0.01)  # pace: they do not arrive in one ms
             await eventually_async(
                 lambda: query(settings, "SELECT 1 FROM score_events WHERE action_id = 'win:2'")
             )
