@@ -28,6 +28,7 @@ SHARED = (
     "commits_lost",
     "backends_terminated",
     "reseeded_under_load",
+    "resharded_under_load",
 )
 """Faults of a single server that break nothing in which a cluster differs."""
 
