@@ -83,7 +83,7 @@ async def play(dispatcher: Dispatcher, part: str) -> list[tuple[str, str, int]]:
 
 async def check_consistent(settings: Settings, partitions: int, wanted: list[Any]) -> None:
     await eventually_async(lambda: is_drained(settings, partitions=partitions))
-    check_invariants(settings, wanted, partitions=partitions)
+    check_invariants(settings, wanted, partitions=partitions, is_resized=True)
     client = make_client(settings, name="test")
     async with await connect(settings, name="test", **SESSION) as connection:  # pyright: ignore[reportArgumentType]
         board = await select_board(connection, "main")
