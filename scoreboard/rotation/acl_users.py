@@ -1,7 +1,8 @@
 """Rotation of ACL users of Redis or Valkey: one user with two passwords for a while.
 
 Servers get SHA-256 hashes of passwords, which MONITOR and SLOWLOG may show. ACLs are not
-replicated, so every node is changed: the primary last.
+replicated, so every node is changed: the primary last. The nodes of a cluster are those that it
+knows, also one that is away: it would come back with the old passwords.
 """
 
 import hashlib
@@ -13,10 +14,10 @@ import msgspec
 from redis import asyncio as aioredis
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from scoreboard.errors import OperatorMistake, SettingInvalid
+from scoreboard.errors import OperatorMistake, RedisUnavailable, SettingInvalid
 from scoreboard.rotation.logins import read_login, replace_login
 from scoreboard.rotation.steps import refused
-from scoreboard.runtime.connection_urls import check_redis_url, redact_url
+from scoreboard.runtime.connection_urls import check_redis_url, parse_cluster_url, redact_url
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.secret_backends import Credentials
 from scoreboard.store.client import make_client
@@ -41,10 +42,8 @@ class RedisUser:
             except SettingInvalid as error:
                 _, _, rule = error.detail.partition(": ")
                 raise OperatorMistake(f"The URL of another node is invalid: {rule}") from None
-        primary = settings.redis_url.reveal()
-        self._nodes: Final = tuple(
-            msgspec.structs.replace(settings, redis_url=Secret(url)) for url in (*replicas, primary)
-        )
+        self._settings: Final = settings
+        self._replicas: Final = tuple(replicas)
 
     def make_document(self, current: Secret) -> Secret:
         """Return the document of the same user with a new password."""
@@ -58,13 +57,13 @@ class RedisUser:
                 f"The pending version is of {new.username} and the current one of {old.username}; "
                 "discard it with --discard"
             )
-        for node in self._nodes:
+        for node in await self._nodes():
             await self._change(node, new.username, f"#{_hash(new)}")
 
     async def test(self, pending: Secret) -> None:
         """Log in with the pending password on every node."""
         login = read_login(pending, "pending")
-        for node in self._nodes:
+        for node in await self._nodes():
             async with _connect(node, login) as client:
                 try:
                     await client.ping()
@@ -80,7 +79,7 @@ class RedisUser:
         del previous
         login = read_login(current, "current")
         kept = [_hash(login)] + ([_hash(read_login(pending, "pending"))] if pending else [])
-        for node in self._nodes:
+        for node in await self._nodes():
             await self._change(
                 node, login.username, "resetpass", *(f"#{password}" for password in kept)
             )
@@ -88,12 +87,36 @@ class RedisUser:
     async def disconnect(self, previous: Secret) -> int:
         """End all sessions of the user: Redis does not know which password a session used."""
         ended = 0
-        for node in self._nodes:
+        for node in await self._nodes():
             async with _connect(node) as client:
                 ended += await _run(
                     client, "CLIENT", "KILL", "USER", read_login(previous, "previous").username
                 )
         return ended
+
+    async def _nodes(self) -> list[Settings]:
+        """Return the settings that lead to each node.
+
+        Raises RedisUnavailable if no node of a cluster says which there are.
+        """
+        url = self._settings.redis_url.reveal()
+        cluster = parse_cluster_url(url)
+        if cluster is None:
+            return [self._at(one) for one in (*self._replicas, url)]
+        failure = RedisUnavailable()
+        for address in cluster.hosts:
+            try:
+                async with _connect(self._at(cluster.url_of(*address))) as client:
+                    text = await _run(client, "CLUSTER", "NODES")
+            except RedisUnavailable as error:
+                failure = error
+            else:
+                found = [cluster.url_of(*one) for one in addresses_of(text)]
+                return [self._at(one) for one in (*self._replicas, *found)]
+        raise failure
+
+    def _at(self, url: str) -> Settings:
+        return msgspec.structs.replace(self._settings, redis_url=Secret(url))
 
     async def _change(self, node: Settings, user: str, *rules: str) -> None:
         async with _connect(node) as client:
@@ -102,6 +125,19 @@ class RedisUser:
                 raise OperatorMistake(f"{_address(node)} has no ACL user {user}")
             await _run(client, "ACL", "SETUSER", user, *rules)
             await _run(client, "ACL", "SAVE")
+
+
+def addresses_of(text: str) -> list[tuple[str, int]]:
+    """Return host and port of each node in a reply to CLUSTER NODES, by name if it has one."""
+    found: list[tuple[str, int]] = []
+    for line in text.splitlines():
+        # ID IP:PORT@BUS,NAME,… FLAGS …
+        address, *names = line.split()[1].split(",")
+        host, _, port = address.partition("@")[0].rpartition(":")
+        name = names[0] if names else ""
+        if not {"noaddr", "handshake"} & set(line.split()[2].split(",")):
+            found.append((name or host, int(port)))
+    return sorted(found)
 
 
 @asynccontextmanager

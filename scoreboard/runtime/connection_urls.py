@@ -8,7 +8,7 @@ Invariant: no return value and no error contains a part of a password, except ``
 
 import re
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from msgspec import Struct
 
@@ -154,6 +154,13 @@ class ClusterAddress(Struct, frozen=True):
     def __repr__(self) -> str:
         """Return no password."""
         return f"ClusterAddress({self.hosts})"
+
+    def url_of(self, host: str, port: int) -> str:
+        """Return the URL of one server, with the login of this one."""
+        parts = urlsplit(self.node_url)
+        user, at, _ = parts.netloc.rpartition("@")
+        name = f"[{host}]" if ":" in host else host
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{name}:{port}"))
 
 
 def parse_cluster_url(text: str) -> ClusterAddress | None:
