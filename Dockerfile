@@ -34,7 +34,7 @@ RUN groupadd --gid 10001 scoreboard \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin scoreboard \
  && for folder in config secrets/api secrets/streamer secrets/flusher secrets/operator \
       secrets/rotator secrets/monitor secrets/kong secrets/owner secrets/postgres secrets/valkey secrets/counters \
-      secrets/seed secrets/oauth; do \
+      secrets/replica secrets/cluster secrets/seed secrets/oauth; do \
       install -d -o 10001 -g 10001 "/var/lib/scoreboard/$folder"; done
 COPY --from=build /opt/scoreboard /opt/scoreboard
 ENV PATH=/opt/scoreboard/bin:$PATH \

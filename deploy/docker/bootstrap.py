@@ -5,6 +5,7 @@ that exists is kept, so it can be repeated, also after it was killed or after an
 
 - SERVICE/redis, SERVICE/database, SERVICE/counters: a login, {"username": …, "password": …};
 - valkey/users.acl, counters/users.acl: the ACL files of both Valkeys, with hashes of the passwords;
+- valkey/replication.conf: the login of replicas at their primary, as lines of valkey.conf;
 - postgres/owner, owner/pgpass, owner/database: the password of the database's owner;
 - monitor/redis.json, monitor/database-password: the passwords of the exporters, in their formats.
 
@@ -29,11 +30,16 @@ LOGINS = {
     "operator": ("redis", "database"),
     "rotator": ("redis", "database", "counters"),
     "monitor": ("redis",),
+    "replica": ("redis",),
+    "cluster": ("redis",),
     "kong": ("counters",),
 }
 """The secrets of each service; the users are in users.acl, counters.acl, postgres-roles.sql."""
 
-REDIS_ADDRESSES = ("redis://valkey:6379", "redis://monitor@valkey:6379")
+NODES = ("valkey", *(f"valkey-{number}" for number in range(2, 7)))
+"""The one server, and the other nodes if it is one of a cluster (deploy/docker/cluster.yml)."""
+
+REDIS_ADDRESSES = tuple(f"redis://{user}{node}:6379" for node in NODES for user in ("", "monitor@"))
 """What redis_exporter looks its password up by: older versions omit the user."""
 
 ACL_FILES = {"valkey": ("users.acl", "redis"), "counters": ("counters.acl", "counters")}
@@ -167,6 +173,17 @@ def write_exporter_files(folder: Path) -> list[str]:
     return made
 
 
+def write_replication(root: Path, group: int) -> list[str]:
+    """Write the login of replicas for every node; return what was written."""
+    path = root / "valkey" / "replication.conf"
+    login = json.loads((root / "replica" / "redis").read_text())
+    text = f"masteruser {login['username']}\nmasterauth {login['password']}\n"
+    if path.exists() and path.read_text() == text:
+        return []
+    write(path, text, 0o640, group)
+    return [f"valkey/{path.name}"]
+
+
 def bootstrap(root: Path, templates: Path, *, valkey: int = -1, postgres: int = -1) -> list[str]:
     """Write what is missing below ``root``; return the names of what was written.
 
@@ -202,6 +219,7 @@ def bootstrap(root: Path, templates: Path, *, valkey: int = -1, postgres: int = 
                 made.append(name)
 
     made += write_exporter_files(root / "monitor")
+    made += write_replication(root, valkey)
     for folder, (template, kind) in ACL_FILES.items():
         passwords = {
             service: json.loads((root / service / kind).read_text())["password"]

@@ -39,7 +39,7 @@ from tests.support.servers.postgres_template import copy_postgres
 from tests.support.servers.rights import load_script
 
 DOCKER = ROOT / "deploy/docker"
-REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator", "monitor")
+REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator", "monitor", "replica", "cluster")
 SECRETS = "/var/lib/scoreboard/secrets/"
 AWS = {"SCOREBOARD_SECRETS": "aws", "SECRETS_PREFIX": "scoreboard/development/"}
 KEY = "ratelimit:route:service:alice:60000:minute"
@@ -296,7 +296,7 @@ def test_two_installations_have_different_passwords(
         for path in tmp_path.glob("*/*")
         if "." not in path.name or path.suffix == ".json"
     ]
-    assert len(names) == 17
+    assert len(names) == 19
     for name in names:
         assert (tmp_path / name).read_text() != (installation.secrets / name).read_text(), name
 

@@ -305,7 +305,7 @@ def test_postgresql_can_read_the_owners_password_and_no_other(as_containers: Vol
 
 def test_a_new_version_of_the_users_keeps_passwords(tmp_path: Path) -> None:
     template = (DOCKER / "users.acl").read_text()
-    names = ("api", "streamer", "flusher", "operator", "rotator", "monitor")
+    names = [name for name, kinds in script.LOGINS.items() if "redis" in kinds]
     passwords = dict.fromkeys(names, "first")
     assert script.write_acl(tmp_path, template, passwords, -1)
     path = tmp_path / "users.acl"
@@ -408,6 +408,10 @@ def write_old_layout(root: Path) -> None:
     (root / "counters/users.acl").write_text("user kong on >old-kong -@all +ping\n")
 
 
+NEW = {"rotator", "monitor", "replica", "cluster"}
+"""What that version did not have."""
+
+
 def test_an_upgrade_takes_passwords_over(tmp_path: Path) -> None:
     write_old_layout(tmp_path)
     environ = {"SECRETS_ROOT": str(tmp_path), "PATH": os.environ["PATH"]}
@@ -421,7 +425,7 @@ def test_an_upgrade_takes_passwords_over(tmp_path: Path) -> None:
     for service, kinds in script.LOGINS.items():
         for kind in kinds:
             found = password(f"{service}/{kind}")
-            assert (found == f"old-{service}") is (service not in {"rotator", "monitor"}), service
+            assert (found == f"old-{service}") is (service not in NEW), service
     for folder, kind in (("valkey", "redis"), ("counters", "counters")):
         for name, line in script.users_in((tmp_path / folder / "users.acl").read_text()).items():
             if name not in {"default", "health"}:

@@ -32,14 +32,15 @@ FLAGS = (
 
 @dataclass
 class Proof:
-    """What the tests share: the engine, the project, and a second project beside it."""
+    """What the tests share: the engine, a project, a second one, and one with a cluster."""
 
     engine: Engine
     scenario: Scenario
     second: Stack
+    clustered: Scenario
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def proof() -> Iterator[Proof]:
     """Run an engine with all images, and copy the project to a folder of another user."""
     if shutil.which("go") is None:
@@ -80,7 +81,24 @@ def proof() -> Iterator[Proof]:
             },
             user=USER,
         )
-        yield Proof(engine, Scenario(stack, Load(stack), say), second)
+        clustered = Stack(
+            project,
+            {
+                **environ,
+                "COMPOSE_FILE": "docker-compose.yml:deploy/docker/cluster.yml",
+                "COMPOSE_PROJECT_NAME": "clustered",
+                "GATEWAY_PORT": "8082",
+                "OAUTH_PORT": "8092",
+                "NETWORK_PREFIX": "172.30.93",
+            },
+            user=USER,
+        )
+        yield Proof(
+            engine,
+            Scenario(stack, Load(stack), say),
+            second,
+            Scenario(clustered, Load(clustered), say),
+        )
 
 
 def copy_project(folder: Path) -> Path:

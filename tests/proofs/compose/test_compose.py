@@ -109,7 +109,8 @@ def test_each_profile_is_read_by_compose(proof: Proof, profile: str) -> None:
 def names() -> list[str]:
     """Return the names of all steps."""
     absent: Any = None
-    nothing = Proof(absent, Scenario(absent, absent, print), absent)
+    scenario = Scenario(absent, absent, print)
+    nothing = Proof(absent, scenario, absent, scenario)
     return [name for name, _ in steps(Scenario(absent, absent, print, extra_steps(nothing)))]
 
 

@@ -42,7 +42,8 @@ def acl_lines(password: str, file: str = "users.acl", *, docker: Path = DOCKER) 
     """Return the lines of an ACL file for the deployed users, without the default user."""
     bootstrap = load_script(docker / "bootstrap.py")
     template = (docker / file).read_text()
-    rules = dict.fromkeys((*REDIS_USERS, "kong", "monitor"), bootstrap.hash_of(password))
+    others = ("kong", "monitor", "replica", "cluster")
+    rules = dict.fromkeys((*REDIS_USERS, *others), bootstrap.hash_of(password))
     lines = bootstrap.fill_in(template, rules).splitlines()
     return [line for line in lines if line.split()[1] != "default"]
 
