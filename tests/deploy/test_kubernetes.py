@@ -78,8 +78,10 @@ def prod(rendered: dict[str, Installation]) -> Installation:
 
 
 def ours(found: Installation) -> list[Container]:
-    """Return the containers of our image."""
-    return [one for one in found.containers if one.image == "scoreboard"]
+    """Return the containers of our image that run our programs, with their settings."""
+    return [
+        one for one in found.containers if one.image == "scoreboard" and one.name != "form-cluster"
+    ]
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -511,16 +513,19 @@ def test_services_and_monitors_name_ports_of_their_pods(found: Installation) -> 
 
 def test_every_service_has_a_budget(found: Installation) -> None:
     budgets = {one["metadata"]["name"]: one["spec"] for one in found.of("PodDisruptionBudget")}
-    deployments = {one["metadata"]["name"] for one in found.of("Deployment")}
-    assert budgets.keys() == set(SERVICES) | ({"admin"} & deployments)
-    for spec in budgets.values():
+    present = {one["metadata"]["name"] for one in found.workloads}
+    assert budgets.keys() == set(SERVICES) | ({"admin", "valkey-cluster"} & present)
+    for name, spec in budgets.items():
         assert spec["maxUnavailable"] == 1
-        assert spec["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+        # A node of a cluster that is not ready may be the only one with the newest data.
+        policy = "IfHealthyBudget" if name == "valkey-cluster" else "AlwaysAllow"
+        assert spec["unhealthyPodEvictionPolicy"] == policy
 
 
 def test_every_autoscaled_workload_has_one_autoscaler(rendered: dict[str, Installation]) -> None:
     expected = {"dev": [], "prod": ["api", "flusher", "streamer"], "prod-hpa": ["api", "streamer"]}
     expected |= {name: expected[name.removesuffix("-admin")] for name in ADMIN_OVERLAYS}
+    expected["dev-cluster"] = []
     for overlay, found in rendered.items():
         scalers = found.of("HorizontalPodAutoscaler", "ScaledObject")
         targets = sorted(one["spec"]["scaleTargetRef"]["name"] for one in scalers)
@@ -772,3 +777,81 @@ def test_rotations_never_run_at_the_same_time(rendered: dict[str, Installation])
     assert kinds.keys() == {"db", "redis", "kong"}
     assert kinds["kong"]["REDIS_URL"] == kinds["kong"]["COUNTERS_URL"]
     assert kinds["kong"]["SCOREBOARD_REDIS_SECRET"].endswith("rotator/counters")
+
+
+# The cluster ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clustered(rendered: dict[str, Installation]) -> Installation:
+    return rendered["dev-cluster"]
+
+
+def test_the_cluster_takes_the_place_of_the_one_server(
+    dev: Installation, clustered: Installation
+) -> None:
+    def names(found: Installation) -> set[tuple[str, str]]:
+        return {
+            (one["kind"], re.sub("-[a-z0-9]{10}$", "", one["metadata"]["name"]))
+            for one in found.documents
+        }
+
+    gone = {("StatefulSet", "valkey"), ("Service", "valkey")}
+    gone |= {("NetworkPolicy", "valkey"), ("NetworkPolicy", "to-valkey")}
+    assert names(dev) - names(clustered) == gone
+    assert clustered.container("kong").environment == dev.container("kong").environment
+    for name in ("api", "streamer", "flusher", "operator", "open"):
+        theirs, ours = dev.container(name).environment, clustered.container(name).environment
+        changed = {key for key in ours if ours[key] != theirs.get(key)}
+        assert changed == {"REDIS_URL", "SCOREBOARD_ACKNOWLEDGE", "SCOREBOARD_REPLICAS"}
+
+
+def test_addresses_of_the_cluster_are_its_pods(clustered: Installation) -> None:
+    nodes = clustered.get("StatefulSet", "valkey-cluster")["spec"]
+    expected = [f"valkey-cluster-{n}.{nodes['serviceName']}:6379" for n in range(nodes["replicas"])]
+    url = clustered.container("api").environment["REDIS_URL"]
+    assert url == "redis+cluster://" + ",".join(expected)
+    form = clustered.container("form-cluster")
+    assert [word for word in form.command if word.endswith(":6379")] == expected
+    service = clustered.get("Service", nodes["serviceName"])["spec"]
+    assert service["publishNotReadyAddresses"] is True
+    assert '"$HOSTNAME.valkey-cluster"' in clustered.container("valkey-cluster").command[-1]
+
+
+def test_nodes_start_together_and_are_updated_one_by_one(clustered: Installation) -> None:
+    nodes = clustered.get("StatefulSet", "valkey-cluster")["spec"]
+    assert nodes["podManagementPolicy"] == "Parallel"
+    assert nodes["updateStrategy"] == {"type": "RollingUpdate"}
+    container = clustered.container("valkey-cluster")
+    assert "livenessProbe" not in container.spec
+    conf = container.mounts()["/usr/local/etc/valkey-cluster"]["configMap"]["name"]
+    assert (
+        "\nshutdown-on-sigterm failover\n"
+        in clustered.get("ConfigMap", conf)["data"]["valkey.conf"]
+    )
+    assert container.pod["terminationGracePeriodSeconds"] == 60
+    ports = container.ports
+    assert ports["bus"] == ports["redis"] + 10_000  # where the other nodes look for it
+
+
+def test_nodes_mount_what_their_settings_include(clustered: Installation) -> None:
+    container = clustered.container("valkey-cluster")
+    mounted = container.mounts()
+    for path in ("/usr/local/etc/valkey/valkey.conf", "/usr/local/etc/valkey-cluster/valkey.conf"):
+        folder, _, key = path.rpartition("/")
+        text = clustered.get("ConfigMap", mounted[folder]["configMap"]["name"])["data"][key]
+        for line in text.splitlines():
+            word, _, file = line.partition(" ")
+            if word in {"include", "aclfile"} and "secrets" in file:
+                folder, _, key = file.rpartition("/")
+                secret = mounted[folder]["secret"]["secretName"]
+                assert key in clustered.get("Secret", secret)["data"], line
+
+
+def test_nodes_of_the_cluster_are_spread(clustered: Installation) -> None:
+    spread = clustered.container("valkey-cluster").pod["topologySpreadConstraints"]
+    wanted = {one["topologyKey"]: one["whenUnsatisfiable"] for one in spread}
+    assert wanted == {
+        "topology.kubernetes.io/zone": "ScheduleAnyway",
+        "kubernetes.io/hostname": "DoNotSchedule",
+    }

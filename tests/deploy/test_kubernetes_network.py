@@ -30,7 +30,9 @@ STRANGERS: dict[str, Peer] = {
     "the metadata of the node": Host("169.254.169.254"),
     "another private address": Host("10.99.0.1"),
 }
-PORTS = (22, 53, 80, 443, 5432, 6379, 8000, 8001, 8090, 8100, 8444, 9100, 9101, 9102, 9103)
+PORTS = (
+    *(22, 53, 80, 443, 5432, 6379, 8000, 8001, 8090, 8100, 8444, 9100, 9101, 9102, 9103, 16379),
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def peers(found: Installation, overlay: str) -> dict[str, Peer]:
     """Return what each name of the list stands for in an overlay."""
     known: dict[str, Peer] = {**workloads(found)}
     for name, place in PLACES.items():
-        here = place.get(overlay.partition("-")[0])
+        here = place.get(overlay) or place.get(overlay.partition("-")[0])
         if "address" in place:
             known[name] = Host(place["address"])
         elif "namespace" in place:
@@ -80,7 +82,8 @@ def listed(found: Installation, overlay: str) -> Iterator[tuple[str, str, int, s
     for one in LIST["connections"]:
         assert one["for"]
         absent = {one["from"], one["to"]} & ({"rotator", "admin"} - present.keys())
-        if one.get("only", overlay.partition("-")[0]) == overlay.partition("-")[0] and not absent:
+        is_here = one.get("only", overlay) in {overlay, overlay.partition("-")[0]}
+        if is_here and not absent:
             for protocol in ("TCP", "UDP") if one["to"] == "dns" else ("TCP",):
                 yield one["from"], one["to"], one["port"], protocol
 
@@ -95,7 +98,6 @@ def test_the_policies_allow_what_is_listed_and_nothing_else(
         for source, one in known.items()
         for target, other in known.items()
         if NAMESPACE in {getattr(one, "namespace", ""), getattr(other, "namespace", "")}
-        and source != target
         for port in PORTS
         for protocol in ("TCP", "UDP")
         if policies.allow(one, other, port, protocol)

@@ -51,7 +51,7 @@ COMPONENTS: Final = {
 }
 """The two ways to run `prod`: as it is, and with the components that it names in comments."""
 
-OVERLAYS: Final = ("dev", *COMPONENTS)
+OVERLAYS: Final = ("dev", "dev-cluster", *COMPONENTS)
 
 ADMIN_OVERLAYS: Final = ("dev-admin", "prod-admin")
 """`dev` and `prod` with the component `admin`."""

@@ -13,8 +13,10 @@ from tests.proofs.kubernetes.pod_counts import is_ready, ready_pods
 in_production = pytest.mark.parametrize("installed", ["prod-hpa"], indirect=True)
 in_both = pytest.mark.parametrize("installed", ["dev", "prod-hpa"], indirect=True)
 """Without KEDA itself, the overlay prod has one pod of what KEDA scales."""
+in_a_cluster = pytest.mark.parametrize("installed", ["dev-cluster"], indirect=True)
 WORKLOADS = [f"deployment/{name}" for name in SERVICES]
 ZONE = "topology.kubernetes.io/zone"
+VALKEY = "valkey-cluster"
 DEADLINE_S = 4
 DRAIN = ("--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
 
@@ -179,3 +181,37 @@ def test_the_services_live_without_a_zone(installed: Installation) -> None:
             assert ZONES[0] not in zones_of(installed, pods)
     lowest = counts.lowest()
     assert all(lowest[name] >= least for name, least in floors.items()), (lowest, floors)
+
+
+@in_a_cluster
+def test_each_node_of_the_cluster_has_a_node_of_kubernetes(installed: Installation) -> None:
+    installed.until_complete()
+    pods = installed.pods(VALKEY)
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == len(pods) == 6
+    assert sorted(zones_of(installed, pods)) == sorted([*ZONES, *ZONES])
+
+
+@in_a_cluster
+def test_an_update_replaces_one_node_of_the_cluster_at_a_time(installed: Installation) -> None:
+    installed.until_complete()
+    with ready_pods(installed.cluster, NAMESPACE) as counts:
+        installed.cluster.kubectl("rollout", "restart", f"statefulset/{VALKEY}", "-n", NAMESPACE)
+        installed.until_rolled_out("statefulsets", VALKEY)
+    assert counts.lowest()[VALKEY] == 5
+
+
+@in_a_cluster
+def test_one_node_of_the_cluster_is_evicted_at_a_time(installed: Installation) -> None:
+    installed.until_complete()
+    answers = []
+    for pod in installed.pods(VALKEY):
+        metadata = {"name": pod["metadata"]["name"], "namespace": NAMESPACE}
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+        try:
+            installed.cluster.api.create(f"{path('pods', metadata['name'])}/eviction", eviction)
+        except ApiError as refused:
+            answers.append(refused.status)
+        else:
+            answers.append(201)
+    assert answers == [201, 429, 429, 429, 429, 429]
+    installed.until_complete()

@@ -65,7 +65,7 @@ def ends_of(installation: Installation) -> tuple[dict[str, Pod], dict[str, Peer]
     renamed = {}
     for name, description in LIST["places"].items():
         if overlay == "dev" and "dev" in description:
-            renamed[name] = description["dev"]
+            renamed[name] = description.get(installation.overlay, description["dev"])
         elif overlay == "dev" or description.keys() != {"dev"}:
             outside[name] = place(description, configuration)
     return workloads, outside, renamed
@@ -74,14 +74,14 @@ def ends_of(installation: Installation) -> tuple[dict[str, Pod], dict[str, Peer]
 def listed(installation: Installation) -> set[Connection]:
     """Return the connections of the list that this overlay has, between its workloads."""
     workloads, outside, renamed = ends_of(installation)
-    overlay = installation.overlay.partition("-")[0]
+    overlay = installation.overlay
     names = {name: [name] for name in outside}
     for name, pod in workloads.items():
         names.setdefault(pod.labels[COMPONENT], []).append(name)
     return {
         (source, target, one["port"])
         for one in LIST["connections"]
-        if one.get("only", overlay) == overlay
+        if one.get("only", overlay) in {overlay, overlay.partition("-")[0]}
         for source in names.get(renamed.get(one["from"], one["from"]), ())
         for target in names.get(renamed.get(one["to"], one["to"]), ())
     }
