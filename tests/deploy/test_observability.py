@@ -32,6 +32,7 @@ WITHOUT_DATA = {
     "ALERTS": "has series only while an alert is pending or fires",
     "scoreboard_worker_up": "a service with one worker does not have it",
     "redis_master_link_up": "only a replica has it, and this system has none",
+    "redis_cluster_slots_ok": "only a node of a cluster has it",
 }
 """What returns nothing on a healthy system of this kind, and why."""
 

@@ -43,9 +43,10 @@ SYMPTOMS = {
     *("VerifyOverdue", "BackupOverdue", "KongKeysOld", "KongDown", "LogLinesDropped"),
     *("MetricsMissing", "WorkerDown", "AdminDown", "AdminErrors"),
     *("PartitionsWaiting", "ProofKeysUnavailable", "ProofsForged"),
+    *("ClusterSlotsDown", "PrimaryWithoutReplica"),
 }
 """Alerts without a fault here: their causes have other sections, need hours, Kong, workers, many
-busy boards, an api for administrators, or game servers."""
+busy boards, an api for administrators, game servers, or a cluster."""
 
 INJECT = re.compile(r"^<!-- inject: ([a-z-]+) -->$", re.MULTILINE)
 
