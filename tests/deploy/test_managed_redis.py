@@ -1,7 +1,7 @@
 """The whole system on a Redis with the restrictions of a managed one (docs/how-to/aws.md).
 
 The server refuses the commands that Amazon's documentation lists as restricted. That of MemoryDB is
-a cluster with one shard, as MemoryDB always is. Neither service itself was used.
+a cluster, as MemoryDB always is, with one shard. Neither service itself was used.
 """
 
 import json
@@ -15,6 +15,7 @@ import redis
 from websockets.sync.client import connect as connect_viewer
 
 from cli.embedded.ports import find_free_port
+from cli.embedded.servers import EmbeddedValkey
 from scoreboard.model import Partition
 from scoreboard.store.keys import PartitionKeys
 from tests.support.eventually import eventually
@@ -37,6 +38,17 @@ SETTINGS = {
     "elasticache": {"appendonly": "no"},
     "memorydb": {"cluster-enabled": "yes"},
 }
+
+
+class ClusterNode(EmbeddedValkey):
+    """The one shard of a cluster; services get the address of the cluster."""
+
+    @property
+    def url(self) -> str:
+        """A `redis+cluster://` address."""
+        return f"redis+cluster://:{self.password}@127.0.0.1:{self.port}"
+
+
 ACKNOWLEDGE = {"elasticache": "committed", "memorydb": "fsync"}
 KEYS = PartitionKeys(Partition("main"))
 
@@ -56,16 +68,23 @@ def managed(
         acknowledge=ACKNOWLEDGE[kind],
         vouched_redis=True,
     )
+    if kind == "memorydb":
+        system.valkey = ClusterNode(system.folder / "valkey", settings=settings)
     try:
         system.valkey.start()
         if kind == "memorydb":
-            with redis.Redis.from_url(system.valkey.url) as client:
+            with connect(system) as client:
                 client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
                 eventually(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
         system.start()
         yield system
     finally:
         system.stop()
+
+
+def connect(system: System) -> redis.Redis:
+    """Connect to the server itself."""
+    return redis.Redis.from_url(system.valkey.url.replace("redis+cluster:", "redis:"))
 
 
 def ask(url: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> Any:
@@ -87,7 +106,7 @@ def update(system: System, user: str, action: str) -> dict[str, Any]:
 def is_committed(system: System) -> bool:
     with (
         psycopg.connect(system.postgres.url) as connection,
-        redis.Redis.from_url(system.valkey.url) as client,
+        connect(system) as client,
     ):
         row = connection.execute("SELECT seq FROM flush_state WHERE board = 'main'").fetchone()
         return row is not None and row[0] == int(client.hget(KEYS.meta, "seq") or 0)
@@ -120,14 +139,14 @@ def test_the_commands_work(managed: System) -> None:
     eventually(lambda: is_committed(managed))
     done = managed.run("verify", "--full")
     assert done.returncode == 0, (done.stdout, done.stderr)
-    with redis.Redis.from_url(managed.valkey.url) as client:
+    with connect(managed) as client:
         client.zincrby(KEYS.board, 1 << 22, "alice")
     assert managed.run("verify", "--full").returncode == 1
     done = managed.run("repair", "--yes")
     assert done.returncode == 0, (done.stdout, done.stderr)
     done = managed.run("action", "set", "boss", "50")
     assert done.returncode == 0, (done.stdout, done.stderr)
-    with redis.Redis.from_url(managed.valkey.url) as client:
+    with connect(managed) as client:
         client.flushall()
     done = managed.run("reseed")
     assert done.returncode == 0, (done.stdout, done.stderr)
