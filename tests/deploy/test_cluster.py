@@ -34,9 +34,11 @@ from cli.embedded import binaries
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
 from scoreboard.ledger import migrations
+from scoreboard.model import Partition
 from scoreboard.runtime.connection_urls import parse_cluster_url
 from scoreboard.runtime.settings import load as load_settings
 from scoreboard.store.durability import REQUIRED_SETTINGS
+from scoreboard.store.keys import GROUP, PartitionKeys
 from tests.deploy.compose import ROOT, SERVICES, Entity, resolve
 from tests.support.eventually import eventually
 from tests.support.servers.rights import as_user, load_script, make_roles
@@ -46,7 +48,8 @@ DOCKER = ROOT / "deploy/docker"
 FILE: Entity = yaml.load(resolve((DOCKER / "cluster.yml").read_text(), {}), yaml.CSafeLoader)
 NODES = [name for name in FILE["services"] if name.startswith("valkey")]
 SECRETS = "/var/lib/scoreboard/secrets"
-KEY = "sb:{main:0}:meta"
+KEYS = PartitionKeys(Partition("main"))
+KEY = KEYS.meta
 NODE_TIMEOUT_MS = 1500
 PASSWORD = "deployed"
 script = load_script(DOCKER / "cluster/form_cluster.py")
@@ -381,11 +384,22 @@ def test_slots_that_were_moved_stay(formed: Nodes) -> None:
     before = formed.run("admin", first, "ACL", "LIST")
     set_rights_of_replicas(formed, may_write=True)
     formed.run("operator", source, "HSET", KEY, "epoch", 1)
+    # Every kind of key that a partition has, with an entry that a flusher has not acknowledged.
+    formed.run("operator", source, "ZADD", KEYS.board, 1, "alice")
+    formed.run("operator", source, "XADD", KEYS.events, "*", "k", "1")
+    formed.run("operator", source, "XGROUP", "CREATE", KEYS.events, GROUP, "0")
+    read = ("XREADGROUP", "GROUP", GROUP, "one", "STREAMS", KEYS.events, ">")
+    formed.run("flusher", source, *read)
+    formed.run("api", source, "HSET", "sb:{main:0}:seen:0", "a", "1")
+    formed.run("api", source, "EXPIRE", "sb:{main:0}:seen:0", 1000)
     formed.run("cluster", source, *words)
     eventually(lambda: formed.owner() == second)
     assert formed.form().stderr == "the cluster is complete\n"
     assert formed.owner() == second
     assert formed.run("operator", second, "HGET", KEY, "epoch") == "1"
+    assert formed.run("operator", second, "ZSCORE", KEYS.board, "alice") == 1
+    assert formed.run("flusher", second, "XPENDING", KEYS.events, GROUP)["pending"] == 1
+    assert 0 < formed.run("admin", second, "TTL", "sb:{main:0}:seen:0") <= 1000
     assert formed.run("admin", first, "ACL", "LIST") != before
     set_rights_of_replicas(formed, may_write=False)
     assert formed.run("admin", first, "ACL", "LIST") == before
