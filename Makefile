@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
+.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -126,6 +126,9 @@ bench-ws: $(VENV)/.dev  ## benchmark the fan-out, against websockets.broadcast()
 
 bench-boards: $(VENV)/.dev  ## measure 10,000 idle boards and 200 active ones
 	$(BIN)/python -m tests.bench.boards $(BENCH_ARGS)
+
+bench-scale: $(VENV)/.dev  ## measure what partitions, boards and more processes cost, and check the model: BENCH_ARGS="--only reads"
+	$(BIN)/python -m tests.bench.scale $(BENCH_ARGS)
 
 bench-memory: $(VENV)/.dev  ## measure what a user and an action need in Redis and on disks
 	$(BIN)/python -m tests.bench.memory $(BENCH_ARGS)

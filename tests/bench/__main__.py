@@ -21,10 +21,14 @@ from cli.embedded import binaries
 from tests.bench.aims import judge
 from tests.bench.machine import Foreign
 from tests.bench.rows import read
+from tests.bench.scale.plan import costs_of, render_plans
 from tests.bench.tables import Published, is_busy, render, render_aims, replace_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explanation" / "benchmarks.md"
+SCALING_PAGE = ROOT / "docs" / "explanation" / "scaling.md"
+SCALING = "scale-"
+"""The figures whose names begin so are tables of the page on scaling."""
 PUBLISHED = Path(__file__).with_name("published")
 """A file for each benchmark: what the tables are made from."""
 FAILED, BUSY = 1, 3
@@ -86,7 +90,7 @@ def main(only: str, quick: bool, no_write: bool) -> None:
                 click.echo(f"\n{render(found, BENCHMARKS[name].own)}\n")
             elif name not in busy:
                 publish(name, found)
-                write_page()
+                write_pages()
     click.echo(f"{(time.monotonic() - began_s) / 60:.1f} minutes", err=True)
     if failed:
         click.echo(f"failed, the tables are unchanged: {', '.join(failed)}", err=True)
@@ -161,20 +165,27 @@ def published() -> dict[str, Published]:
     }
 
 
-def page_blocks() -> dict[str, str]:
-    """Return the blocks of the page, made from the published figures."""
+def page_blocks() -> dict[Path, dict[str, str]]:
+    """Return the blocks of each page, made from the published figures."""
     found = published()
     if not found:
         return {}
-    own = {name: benchmark.own for name, benchmark in BENCHMARKS.items()}
-    blocks = {name: render(one, own.get(name, "")) for name, one in found.items()}
+    pages: dict[Path, dict[str, str]] = {PAGE: {}}
+    for name, one in found.items():
+        own = BENCHMARKS[name].own if name in BENCHMARKS else ""
+        page = SCALING_PAGE if name.startswith(SCALING) else PAGE
+        pages.setdefault(page, {})[name] = render(one, own)
     rows = {name: one.figures.rows for name, one in found.items()}
-    return blocks | {"aims": render_aims(judge(rows))}
+    pages[PAGE]["aims"] = render_aims(judge(rows))
+    if model := rows.get(f"{SCALING}model"):
+        pages[SCALING_PAGE][f"{SCALING}plans"] = render_plans(costs_of(model))
+    return pages
 
 
-def write_page() -> None:
-    """Rewrite the tables of the page."""
-    PAGE.write_text(replace_blocks(PAGE.read_text(encoding="utf-8"), page_blocks()), "utf-8")
+def write_pages() -> None:
+    """Rewrite the tables of the pages."""
+    for page, blocks in page_blocks().items():
+        page.write_text(replace_blocks(page.read_text(encoding="utf-8"), blocks), "utf-8")
 
 
 def _commit() -> str:

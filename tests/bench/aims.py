@@ -55,6 +55,18 @@ def _hold(title: str, limit: float, metric: str) -> Aim:
     return Aim(f"highest steady rate: {title}", limit, "soak", "hold", "system", metric, unit="ms")
 
 
+def _scale(
+    title: str,
+    limit: float,
+    part: str,
+    work: str,
+    metric: str = "both, of the first",
+    unit: str = "×",
+    **parameters: Parameter,
+) -> Aim:
+    return Aim(title, limit, f"scale-{part}", work, "system", metric, parameters, unit=unit)
+
+
 def _script(sync: str) -> Aim:
     return Aim(
         f"an action in a batch of 16 among a million users, appendfsync {sync}: "
@@ -116,6 +128,57 @@ AIMS = (
     _hold("p99 of updates", 50, "update p99"),
     _hold("p99 of the flusher's lag", 1000, "flusher lag p99"),
     _hold("p99 to viewers", 250, "viewer delay p99"),
+    _scale(
+        "update, 8 partitions, 64 connections: CPU of api and Redis, of that with one partition",
+        1.2,
+        "partitions",
+        "update",
+        partitions=8,
+        connections=64,
+    ),
+    _scale(
+        "update over 10,000 boards: CPU of api and Redis, of that of one board",
+        1.2,
+        "boards",
+        "update",
+        boards=10_000,
+    ),
+    *(
+        _scale(
+            f"read of {title}, 8 partitions: CPU of api and Redis, of that with one partition",
+            8,
+            "reads",
+            "read",
+            read=read,
+            partitions=8,
+        )
+        for read, title in (("top", "the top"), ("rank", "a rank"), ("around", "neighbours"))
+    ),
+    _scale(
+        "update, two api processes with twice the updates: CPU of the api, of that of one",
+        1.1,
+        "apis",
+        "update",
+        "api, of the first",
+        **{"api processes": 2, "load": "500/s each"},
+    ),
+    _scale(
+        "update on a cluster of one primary: CPU of the api, of that on one server",
+        1.2,
+        "lanes",
+        "update",
+        "api, of one server",
+        Redis="cluster of 1",
+    ),
+    _scale(
+        "a flusher is killed: time until another one flushes its partitions",
+        5,
+        "flushers",
+        "event",
+        "moved after a kill",
+        "s",
+        flushers=2,
+    ),
 )
 
 

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 import tests.bench.__main__ as bench
 from tests.bench.aims import AIMS, Aim, judge
 from tests.bench.rows import Figures, Recorder, Row, read
+from tests.bench.scale.__main__ import PARTS
 from tests.bench.tables import Published, number, render, render_aims, replace_blocks
 
 FACTS = {"Measured": "2026-01-02", "commit": "abc"}
@@ -234,4 +235,13 @@ def test_the_page_has_a_block_of_each_benchmark_and_shows_the_published_figures(
 
     for name in [*bench.BENCHMARKS, "aims", "soak"]:
         assert page.count(f"<!-- bench: {name} -->") == 1, name
-    assert replace_blocks(page, bench.page_blocks()) == page, "run `make bench`"
+    assert replace_blocks(page, bench.page_blocks()[bench.PAGE]) == page, "run `make bench`"
+
+
+def test_the_page_on_scaling_has_a_block_of_each_part_and_shows_the_published_figures() -> None:
+    page = bench.SCALING_PAGE.read_text()
+
+    for name in PARTS:
+        assert page.count(f"<!-- bench: {bench.SCALING}{name} -->") == 1, name
+    blocks = bench.page_blocks().get(bench.SCALING_PAGE, {})
+    assert replace_blocks(page, blocks) == page, "run `make bench-scale`"

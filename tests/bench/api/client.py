@@ -34,6 +34,8 @@ class Plan(msgspec.Struct):
     run: str
     work: str = "update"
     users: int = 1
+    boards: list[str] = []
+    """Boards to which updates go in turn; reads are of the first. Empty: the default board."""
     tokens: str = ""
     """A file with a token per line."""
     warm_s: float = 1.0
@@ -49,40 +51,78 @@ def updates(plan: Plan) -> Callable[[int], bytes]:
     with Path(plan.tokens).open("rb") as lines:
         heads = [
             (
-                b"POST /api/scores/update HTTP/1.1\r\nHost: bench\r\n"
+                b" HTTP/1.1\r\nHost: bench\r\n"
                 b"Content-Type: application/json\r\nAuthorization: Bearer %s\r\n" % line[:-1]
             )
             for line in islice(lines, plan.users)
         ]
     users = [user_id(number).encode() for number in range(plan.users)]
+    queries = [f"?board={name}".encode() for name in plan.boards] or [b""]
     run = plan.run.encode()
 
     def request(number: int) -> bytes:
         index = number % len(users)
         body = b'{"userId":"%s","actionId":"win:%s-%d"}' % (users[index], run, number)
-        return b"%sContent-Length: %d\r\n\r\n%s" % (heads[index], len(body), body)
+        query = queries[number % len(queries)]
+        return b"POST /api/scores/update%s%sContent-Length: %d\r\n\r\n%s" % (
+            *(query, heads[index]),
+            *(len(body), body),
+        )
 
     return request
 
 
-def leaderboards(_: Plan) -> Callable[[int], bytes]:
+def leaderboards(plan: Plan) -> Callable[[int], bytes]:
     """Return a function that makes the same read of the leaderboard every time."""
-    made = b"GET /api/scores/leaderboard HTTP/1.1\r\nHost: bench\r\n\r\n"
+    query = _query(plan)
+    made = b"GET /api/scores/leaderboard%s HTTP/1.1\r\nHost: bench\r\n\r\n" % query
     return lambda _: made
 
 
-def standings(plan: Plan) -> Callable[[int], bytes]:
+def unkept_leaderboards(plan: Plan) -> Callable[[int], bytes]:
+    """Return a function that reads eleven rows, which the api does not keep, every time."""
+    query = _query(plan, "limit=11")
+    made = b"GET /api/scores/leaderboard%s HTTP/1.1\r\nHost: bench\r\n\r\n" % query
+    return lambda _: made
+
+
+def standings(plan: Plan, parameter: str = "") -> Callable[[int], bytes]:
     """Return a function that reads the standings of many users."""
+    query = _query(plan, parameter)
 
     def request(number: int) -> bytes:
         user = user_id(number * STRIDE % plan.users).encode()
-        return b"GET /api/scores/users/%s HTTP/1.1\r\nHost: bench\r\n\r\n" % user
+        return b"GET /api/scores/users/%s%s HTTP/1.1\r\nHost: bench\r\n\r\n" % (user, query)
 
     return request
 
 
-REQUESTS = {"update": updates, "leaderboard": leaderboards, "user": standings}
-EXPECTED = {"update": b'"replayed":false', "leaderboard": b'"total"', "user": b'"rank"'}
+def neighbours(plan: Plan) -> Callable[[int], bytes]:
+    """Return a function that reads many users with five neighbours on each side."""
+    return standings(plan, "around=5")
+
+
+def _query(plan: Plan, parameter: str = "") -> bytes:
+    """Return the query of a read."""
+    words = [f"board={plan.boards[0]}"] if plan.boards else []
+    words += [parameter] if parameter else []
+    return f"?{'&'.join(words)}".encode() if words else b""
+
+
+REQUESTS = {
+    "update": updates,
+    "leaderboard": leaderboards,
+    "leaderboard-unkept": unkept_leaderboards,
+    "user": standings,
+    "around": neighbours,
+}
+EXPECTED = {
+    "update": b'"replayed":false',
+    "leaderboard": b'"total"',
+    "leaderboard-unkept": b'"total"',
+    "user": b'"rank"',
+    "around": b'"neighbours"',
+}
 
 
 class Load:

@@ -29,7 +29,7 @@ from scoreboard.recovery.reseed import SESSION, report_nothing
 from scoreboard.recovery.verify import verify
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.store.client import make_client
-from tests.bench.__main__ import BUSY, describe_run, publish, write_page
+from tests.bench.__main__ import BUSY, describe_run, publish, write_pages
 from tests.bench.api.client import Plan, updates
 from tests.bench.api.tokens import prepare
 from tests.bench.flush.__main__ import is_committed
@@ -445,7 +445,7 @@ def main(
         click.echo("busy: other programs used the CPU. The table is unchanged.", err=True)
     elif write:
         publish("soak", found)
-        write_page()
+        write_pages()
     sys.exit(1 if wrong else BUSY if busy else 0)
 
 
