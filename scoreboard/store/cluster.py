@@ -7,9 +7,11 @@ partition: ``SlotMap``.
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any, Final, Self
+from weakref import WeakValueDictionary
 
 import redis.asyncio as aioredis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -40,6 +42,9 @@ Address = tuple[str, int]
 """Host and port of a server of a cluster."""
 
 SLOTS: Final = 16_384
+
+REFRESH_WAIT_S: Final = 0.25
+"""Longest wait of a call while the owners of the slots are read again: a server may not answer."""
 
 _SPARE_CONNECTIONS: Final = 2
 """Connections to each server for reading the owners of the slots, besides those of calls."""
@@ -113,8 +118,8 @@ class _NoCommandTable:
 class ClusterClient(RedisCluster):
     """redis-py's cluster client: bounded, without retries, with this project's connections.
 
-    A call that waits for a server that is away fails with its time limit; the next one reads the
-    owners of the slots again.
+    A call that waits for a server that is away fails with its time limit; then the owners of the
+    slots are read again. Neither holds up calls to other servers.
     """
 
     def __init__(
@@ -126,7 +131,10 @@ class ClusterClient(RedisCluster):
         connections: int,
         timeout_s: float,
     ) -> None:
-        """Bound the calls at once by ``connections``; each waits at most ``timeout_s`` to begin."""
+        """Bound the calls at once by ``connections`` for each server.
+
+        A call waits at most ``timeout_s`` to begin.
+        """
         super().__init__(
             startup_nodes=[ClusterNode(*host) for host in hosts],
             require_full_coverage=False,
@@ -139,25 +147,32 @@ class ClusterClient(RedisCluster):
         self.connection_kwargs.update(connection_options)
         self.connection_kwargs["connection_class"] = connection_class
         # Calls are bounded below; a server at its bound would refuse to name the owners of slots.
-        self.connection_kwargs["max_connections"] = connections + _SPARE_CONNECTIONS
+        # Twice as many: a redirected call counts at the server that redirected it.
+        self.connection_kwargs["max_connections"] = 2 * connections + _SPARE_CONNECTIONS
         nodes = [ClusterNode(*host, **self.connection_kwargs) for host in hosts]
         self.nodes_manager.startup_nodes = {node.name: node for node in nodes}
         self.commands_parser: Any = _NoCommandTable()
-        self._room = asyncio.Semaphore(connections)
+        self._connections = connections
+        self._rooms: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._timeout_s = timeout_s
+        self._refresh: asyncio.Task[Exception | None] | None = None
+        self._failed_node: str | None = None
+        """The server that did not answer last; it is asked last for the owners of the slots."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:  # noqa: ANN401 (as redis-py declares it)
         """Send a command to the server that owns its key.
 
         Raises RedisError; RedisConnectionError if no server can be asked.
         """
-        await self._enter()
         try:
-            return await super().execute_command(*args, **options)
+            await self._load_slots()
+            async with self._room_at(self._server_of(args, options.get("target_nodes"))):
+                return await super().execute_command(*args, **options)
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            self._failed_node = getattr(error, "last_failed_node_name", self._failed_node)
+            raise
         except (RedisClusterException, ClusterError) as error:
             raise _translated(error) from error
-        finally:
-            self._room.release()
 
     async def send_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one round trip of each server; an error takes the place of a reply."""
@@ -171,20 +186,20 @@ class ClusterClient(RedisCluster):
             raise _translated(error) from error
         replies: list[Any] = [None] * len(commands)
 
-        async def send(places: list[int]) -> None:
-            found = await self._ask([commands[place] for place in places])
+        async def send(name: str, places: list[int]) -> None:
+            found = await self._ask(name, [commands[place] for place in places])
             for place, reply in zip(places, found, strict=True):
                 replies[place] = reply
 
         async with asyncio.TaskGroup() as group:
-            for places in by_node.values():
-                group.create_task(send(places))
+            for name, places in by_node.items():
+                group.create_task(send(name, places))
         return replies
 
-    async def _ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _ask(self, name: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands to one server; an error takes the place of a reply."""
         try:
-            found = await self._send_at_once(commands)
+            found = await self._send_at_once(name, commands)
         except (RedisError, OSError, RedisClusterException) as error:
             found = [error] * len(commands)
         for place, reply in enumerate(found):
@@ -196,32 +211,55 @@ class ClusterClient(RedisCluster):
             elif isinstance(reply, RedisClusterException):
                 found[place] = RedisConnectionError(str(reply))
             if isinstance(found[place], RedisConnectionError | RedisTimeoutError | OSError):
+                self._failed_node = name
                 self.forget_slots()
         return found
 
-    async def _send_at_once(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _send_at_once(self, name: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands to one server; redirections and errors take the places of replies.
 
         redis-py would follow a redirection within the call, and so need a second one of the bound.
         """
-        await self._enter()
-        try:
+        async with self._room_at(name):
             pipe = self.pipeline()
             for command in commands:
                 pipe.execute_command(*command)
             return await pipe.execute(raise_on_error=False, allow_redirections=False)
-        finally:
-            self._room.release()
 
     async def initialize(self, *args: Any, **options: Any) -> RedisCluster:  # noqa: ANN401 (as redis-py declares it)
-        """Read the owners of the slots, if that is due.
+        """Read the owners of the slots; when they are known, only begin to read them again.
 
-        Raises RedisError.
+        Raises RedisError if they are not known and no server answers.
         """
+        if self._initialize and self.nodes_manager.slots_cache:
+            self._begin_refresh()
+        elif self._initialize:
+            try:
+                await super().initialize(*args, **options)
+            except (RedisClusterException, ClusterError) as error:
+                raise _translated(error) from error
+        return self
+
+    def _begin_refresh(self) -> "asyncio.Task[Exception | None]":
+        if self._refresh is None or self._refresh.done():
+            self._initialize = False  # a call that fails from now on asks for another one
+            self._refresh = asyncio.create_task(self._read_slots())
+        return self._refresh
+
+    async def _read_slots(self) -> Exception | None:
+        """Read the owners of the slots again; return why that failed."""
         try:
-            return await super().initialize(*args, **options)
-        except (RedisClusterException, ClusterError) as error:
-            raise _translated(error) from error
+            await self.nodes_manager.initialize(last_failed_node_name=self._failed_node)
+        except Exception as error:  # noqa: BLE001 (for those who wait for it)
+            self._initialize = True
+            return error
+        return None
+
+    async def _load_slots(self) -> None:
+        """Wait until the owners of the slots are known, and a moment for newer ones."""
+        await self.initialize()
+        if self._refresh is not None and not self._refresh.done():
+            await asyncio.wait({self._refresh}, timeout=REFRESH_WAIT_S)
 
     async def __aenter__(self) -> Self:
         """Return the client, as a plain one: it connects when it is used."""
@@ -233,20 +271,34 @@ class ClusterClient(RedisCluster):
 
     async def aclose(self) -> None:
         """Close all connections, also while the owners of the slots are to be read again."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.wait({self._refresh})
         await super().aclose()
         await self.nodes_manager.aclose()
         await self.nodes_manager.aclose("startup_nodes")
 
-    async def _enter(self) -> None:
+    def _server_of(self, command: Sequence[Any], target: ClusterNode | None) -> str:
+        """Return the name of the server that gets a command; empty if redis-py chooses one."""
+        if isinstance(target, ClusterNode):
+            return target.name
+        keys = keys_of(command)
+        if not keys:
+            return ""
+        return self.node_of(keys[0].decode() if isinstance(keys[0], bytes) else str(keys[0])).name
+
+    @asynccontextmanager
+    async def _room_at(self, node: str) -> AsyncIterator[None]:
+        room = self._rooms.setdefault(node, asyncio.Semaphore(self._connections))
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._room.acquire()
+                await room.acquire()
         except TimeoutError:
             raise RedisConnectionError("no connection was free in time") from None
-
-    async def _load_slots(self) -> None:
-        if self._initialize:
-            await self.initialize()
+        try:
+            yield
+        finally:
+            room.release()
 
     def node_of(self, key: str) -> ClusterNode:
         """Return the primary that owns a key, once the slots are known.
@@ -262,7 +314,10 @@ class ClusterClient(RedisCluster):
         """
         try:
             self.forget_slots()
-            await self._load_slots()
+            await self.initialize()
+            error = await asyncio.shield(self._refresh) if self._refresh is not None else None
+            if error is not None:
+                raise error
         except (RedisClusterException, ClusterError) as error:
             raise _translated(error) from error
         owners = {nodes[0] for nodes in self.nodes_manager.slots_cache.values() if nodes}
