@@ -15,7 +15,7 @@ local READ_AT_ONCE = 1000
 local events, meta = KEYS[1], KEYS[2]
 local group, replication_id, epoch, last_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local first, last = tonumber(ARGV[5]), tonumber(ARGV[6])
-local channel = ARGV[7]
+local commits = ARGV[7]
 
 -- Ids are compared as two numbers; as text, '9-0' would follow '10-0'.
 local function parse(id)
@@ -37,7 +37,7 @@ local function whole(text)
   return number and number < 2 ^ 53 and number or nil
 end
 
-if not replication_id or not epoch or not last_id or not parse(last_id) or not first or not last or not channel then
+if not replication_id or not epoch or not last_id or not parse(last_id) or not first or not last or not commits then
   return redis.error_reply('BADARG expected a replication id, an epoch, a stream id, two seqs and a channel')
 end
 for i = 8, #ARGV do
@@ -106,7 +106,7 @@ local receivers = -1
 if last > (known or 0) then
   local position = string.format('%.0f:%.0f', epoch, last)
   redis.call('HSET', meta, 'committed', position)
-  local published = redis.pcall('PUBLISH', channel, position) -- pcall: the user may lack access to the channel
+  local published = redis.pcall('PUBLISH', commits, position) -- pcall: the user may lack access to the channel
   receivers = type(published) == 'number' and published or -1
 end
 if not delivered then -- without its group it is unknown what was delivered: remove nothing

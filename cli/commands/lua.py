@@ -109,14 +109,20 @@ def lua() -> None:
     """  # noqa: D301
 
 
+cluster_option = click.option(
+    "--cluster", "for_cluster", is_flag=True, help="The scripts as Redis Cluster gets them."
+)
+
+
 @lua.command(name="list")
+@cluster_option
 @json_option
-def list_scripts(*, as_json: bool) -> None:
+def list_scripts(*, for_cluster: bool, as_json: bool) -> None:
     """List the scripts with their SHA-1, by which the server knows them."""
     found = [
         {
             "name": name,
-            "sha": (script := Script.load(name)).sha,
+            "sha": (script := _load(name, for_cluster=for_cluster)).sha,
             "callable": name in CALLABLE,
             "purpose": _purpose_of(script),
         }
@@ -134,7 +140,8 @@ def list_scripts(*, as_json: bool) -> None:
 
 @lua.command()
 @click.argument("name")
-def show(name: str) -> None:
+@cluster_option
+def show(name: str, *, for_cluster: bool) -> None:
     """Print the text of script NAME; its first lines explain keys, arguments and replies.
 
     \b
@@ -143,7 +150,12 @@ def show(name: str) -> None:
     """  # noqa: D301
     if name not in {*CALLABLE, *REFUSED}:
         raise NotFound(f"Unknown script {name}; see scoreboard lua list")
-    write_stdout(Script.load(name).text)
+    write_stdout(_load(name, for_cluster=for_cluster).text)
+
+
+def _load(name: str, *, for_cluster: bool) -> Script:
+    script = Script.load(name)
+    return script.sharded if for_cluster else script
 
 
 @lua.group(cls=CallGroup)
@@ -209,7 +221,8 @@ def submit(*, user: str, action: str, points: int, **options: Any) -> None:  # n
         )
         pairs = [(counted, digest_of(target.board, user, action))]
         cap = target.settings.stream_cap
-        return [submit_command(partition, layout, generation, cap, pairs)]
+        is_cluster = store.is_cluster
+        return [submit_command(partition, layout, generation, cap, pairs, is_cluster=is_cluster)]
 
     _print_calls(target, "submit", build)
 

@@ -36,6 +36,7 @@ ExpiryS = Annotated[
     int, Meta(ge=0, description="Time at which the token expires, in seconds since 1970 UTC.")
 ]
 DelayMs = Annotated[int, Meta(ge=0, description="Milliseconds.")]
+PartitionNumber = Annotated[int, Meta(ge=0, description="Number of a partition of the board.")]
 
 StaleReason = Literal["unreachable", "uninitialised", "rewound"]
 """Why the board may be outdated: Redis is unreachable, was emptied, or lost recent changes."""
@@ -73,6 +74,8 @@ class Status(Message, frozen=True, tag="status"):
 
     state: Literal["stale", "live"]
     reason: StaleReason | UnsetType = UNSET
+    partitions: tuple[PartitionNumber, ...] | UnsetType = UNSET
+    """The partitions that cannot be reached; absent if it is all of them, or not known."""
 
 
 class AuthExpiring(Message, frozen=True, tag="auth_expiring", rename=None):

@@ -29,6 +29,7 @@ class BoardState:
         "_changed_ms",
         "_positions",
         "accepted_at_s",
+        "away",
         "board",
         "failure",
         "is_public",
@@ -43,6 +44,8 @@ class BoardState:
         self.is_public = False
         self.stale_reason: StaleReason | None = None
         """Why the board may be outdated, as sent to viewers; None while it is live."""
+        self.away: tuple[int, ...] = ()
+        """Partitions whose server is unreachable, of a stale board that others still have."""
         self.failure = ""
         """Why the last read failed; empty after a successful one."""
         self.accepted_at_s = 0.0
@@ -53,7 +56,9 @@ class BoardState:
     @property
     def status(self) -> Status:
         """The message that tells viewers whether the board is live."""
-        return Status("stale", self.stale_reason) if self.stale_reason else Status("live")
+        if self.stale_reason is None:
+            return Status("live")
+        return Status("stale", self.stale_reason, self.away or UNSET)
 
     @property
     def why_stale(self) -> str | None:

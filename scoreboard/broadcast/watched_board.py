@@ -101,7 +101,8 @@ class WatchedBoard:
         self.read_at_s = self.used_at_s = time.monotonic()
         """When the board was last read, at first when the process began to try; and viewed."""
         _AGE[board].set_function(lambda: time.monotonic() - self.read_at_s)
-        self.channels: set[str] = set()
+        self.channels: dict[str, int] = {}
+        """The number of the partition of each channel."""
         self.dirty = asyncio.Event()
         self.first_read = asyncio.Event()
         """Set when the first read has succeeded or failed."""

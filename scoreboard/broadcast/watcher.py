@@ -6,14 +6,16 @@ watched always, others from when they are asked for until nobody has viewed them
 Invariants: reads of a board keep its pace (scoreboard.broadcast.pace) at any write rate; a read
 follows every confirmed subscription, so no change published in between is missed; the next
 reconciliation corrects a lost message; the listener never gets an older board, nor an empty one
-because Redis is unreachable; a board that was dropped leaves nothing behind.
+because Redis is unreachable; a board that was dropped leaves nothing behind; in a cluster a server
+that is away delays and marks no board but those with a partition there.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -42,8 +44,10 @@ from scoreboard.runtime.telemetry import gauge, get_logger
 from scoreboard.store.board_directory import BoardDirectory
 from scoreboard.store.boards import Boards
 from scoreboard.store.client import REDIS_UP, make_client
+from scoreboard.store.cluster import Address
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.subscription import RECONNECT_MOST_S, Subscription
+from scoreboard.store.partition_subscription import PartitionSubscription
+from scoreboard.store.subscription import RECONNECT_MOST_S
 from scoreboard.trace_context import LINKS_MAX, TraceContext
 
 READ_TIMEOUT_S: Final = 2.0
@@ -57,7 +61,7 @@ LOST_AFTER_S: Final = 1.0
 """A change found by reconciliation counts as a lost message unless it arrives in this time."""
 
 READS_MAX: Final = 4
-"""Maximum reads of boards at the same time, and connections for them."""
+"""Maximum reads of boards of a server at the same time, and connections for them."""
 
 RETRIES_PER_S: Final = 100
 """With many boards, each failed read is repeated later, so that all together are not more."""
@@ -143,7 +147,10 @@ class BoardWatcher:
         self._directory = directory
         self._client = make_client(self._settings, name=f"{name}-reads", connections=READS_MAX)
         self._store = Boards(self._client)
-        self._reading = asyncio.Semaphore(READS_MAX)
+        self._reads: WeakValueDictionary[frozenset[Address | None], asyncio.Semaphore] = (
+            WeakValueDictionary()
+        )
+        """Limits the reads of boards of the same server, or of the same ones."""
         self._tasks: asyncio.TaskGroup | None = None
         self._new = TokenBucket(NEW_BOARDS_PER_S, NEW_BOARDS_BURST, time.monotonic())
         self._watched: dict[str, WatchedBoard] = {}
@@ -151,16 +158,15 @@ class BoardWatcher:
         for board in settings.boards:
             self._add(Board(board), is_pinned=True)
         self._pinned = tuple(self._watched.values())
-        self._changes = Subscription(
+        self._changes = PartitionSubscription(
             self._settings,
             self._by_channel,
             name=f"{name}-changes",
             on_change=self._on_change,
-            on_up=self._on_up,
-            on_down=self._on_down,
+            on_heard=self._on_heard,
+            on_lost=self._on_lost,
             on_traces=self._on_traces if on_traced is not None else None,
             on_board=self._on_board,
-            on_subscribed=self._on_subscribed,
         )
 
     @property
@@ -220,12 +226,16 @@ class BoardWatcher:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether at least one board is known and Redis is reachable."""
+        """Return whether at least one board is known and Redis is reachable.
+
+        In a cluster it is while one board is: the others may be at a server that is away.
+        """
         states = [watched.state for watched in self._watched.values()]
+        are_reached = [state.stale_reason != "unreachable" for state in states]
         return (
             self._changes.is_up
             and any(state.message is not None for state in states)
-            and all(state.stale_reason != "unreachable" for state in states)
+            and (any(are_reached) if self._changes.is_cluster else all(are_reached))
         )
 
     async def run(self) -> None:
@@ -263,7 +273,7 @@ class BoardWatcher:
             self._make_room()
         watched = self._add(board)
         self._changes.want(watched.channels)
-        if not self._changes.is_up:
+        if not self._changes.is_up or self._changes.is_cluster:
             self._schedule_stale(watched)
         if self._tasks is not None:
             watched.task = self._tasks.create_task(self._follow(watched))
@@ -292,13 +302,13 @@ class BoardWatcher:
         return watched
 
     def _register_channels(self, watched: WatchedBoard, board: Board) -> Iterable[str]:
-        names = [
-            PartitionKeys(Partition(board.name, number)).changes
+        numbers = {
+            PartitionKeys(Partition(board.name, number)).changes: number
             for number in range(board.layout.partitions)
-        ]
-        watched.channels.update(names)
-        self._by_channel.update(dict.fromkeys(names, watched))
-        return names
+        }
+        watched.channels.update(numbers)
+        self._by_channel.update(dict.fromkeys(numbers, watched))
+        return numbers
 
     def _drop(self, watched: WatchedBoard, *, is_deleted: bool = False) -> None:
         """Stop watching a board and release everything of it."""
@@ -366,26 +376,24 @@ class BoardWatcher:
             room = LINKS_MAX - len(watched.traces)
             watched.traces += [NoticedTrace(one, now_ns) for one in contexts[:room]]
 
-    def _on_up(self) -> None:
-        for watched in self._watched.values():
-            self._heard(watched)
+    def _on_heard(self, channels: Collection[str]) -> None:
+        """Read the boards whose notifications arrive from now on."""
+        for watched in self._boards_of(channels):
+            watched.generation += 1
+            watched.is_board_changed = True
+            watched.failures = 0
+            self._wake(watched)
+            self._note_away(watched)
 
-    def _on_subscribed(self, channel: str) -> None:
-        watched = self._by_channel.get(channel)
-        if watched is not None:
-            self._heard(watched)
-
-    def _heard(self, watched: WatchedBoard) -> None:
-        """Read a board whose notifications arrive from now on."""
-        watched.generation += 1
-        watched.is_board_changed = True
-        watched.failures = 0
-        self._wake(watched)
-
-    def _on_down(self) -> None:
-        for watched in self._watched.values():
+    def _on_lost(self, channels: Collection[str]) -> None:
+        for watched in self._boards_of(channels):
             watched.generation += 1
             self._schedule_stale(watched)
+            self._note_away(watched)
+
+    def _boards_of(self, channels: Collection[str]) -> Iterable[WatchedBoard]:
+        found = (self._by_channel.get(channel) for channel in channels)
+        return dict.fromkeys(watched for watched in found if watched is not None)
 
     def _wake(self, watched: WatchedBoard) -> None:
         if not watched.dirty.is_set():
@@ -412,7 +420,7 @@ class BoardWatcher:
                 except TimeoutError:
                     watched.noticed_at_s = loop.time()
             await self._keep_pace(watched)
-            async with self._reading:
+            async with self._limit_of(watched):
                 was_notified = watched.dirty.is_set()
                 watched.dirty.clear()
                 started_at_s = loop.time()
@@ -429,6 +437,10 @@ class BoardWatcher:
             watched.first_read.set()
             if await self._is_over(watched, was_reconciled=with_board):
                 return
+
+    def _limit_of(self, watched: WatchedBoard) -> asyncio.Semaphore:
+        servers = self._changes.servers_of(watched.channels)
+        return self._reads.setdefault(servers, asyncio.Semaphore(READS_MAX))
 
     async def _keep_pace(self, watched: WatchedBoard) -> None:
         """Wait until the board may be read; a fan-out that is under way defers it further."""
@@ -457,12 +469,7 @@ class BoardWatcher:
             self._mark_stale(watched, "uninitialised")
             return
         except ScoreboardError as error:
-            REDIS_UP.set(not isinstance(error, RedisUnavailable))
-            watched.failures += 1
-            state.failure = error.detail
-            if isinstance(error, InternalError):
-                _log.error("board_unreadable", board=state.board, reason=error.detail)
-            self._schedule_stale(watched)
+            self._note_failure(watched, error)
             return
         REDIS_UP.set(1)
         watched.failures = 0
@@ -484,8 +491,19 @@ class BoardWatcher:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
             self._listener.board_changed(state, watched.noticed_at_s)
         self._report_traces(watched, noticed, is_shown=result is ReadResult.CHANGED)
-        if self._changes.is_up:
+        if self._changes.hears(watched.channels):
             self._mark_live(watched)
+
+    def _note_failure(self, watched: WatchedBoard, error: ScoreboardError) -> None:
+        is_away = isinstance(error, RedisUnavailable)
+        REDIS_UP.set(not is_away)
+        watched.failures += 1
+        watched.state.failure = error.detail
+        if is_away:
+            self._changes.check_soon()
+        elif isinstance(error, InternalError):
+            _log.error("board_unreadable", board=watched.name, reason=error.detail)
+        self._schedule_stale(watched)
 
     def _report_traces(self, watched: WatchedBoard, count: int, *, is_shown: bool) -> None:
         traces = watched.traces[:count]
@@ -519,10 +537,11 @@ class BoardWatcher:
             )
 
     def _mark_live(self, watched: WatchedBoard) -> None:
-        """Mark the board live, after a successful read with the subscription up."""
+        """Mark the board live, after a successful read while all its notifications arrive."""
         watched.cancel_stale_timer()
         if watched.state.stale_reason is not None:
             watched.state.stale_reason = None
+            watched.state.away = ()
             _log.info("board_live", board=watched.name)
             self._listener.status_changed(watched.state)
 
@@ -530,6 +549,22 @@ class BoardWatcher:
         watched.cancel_stale_timer()
         was_live = watched.state.stale_reason is None
         watched.state.stale_reason = reason
+        watched.state.away = self._away(watched) if reason == "unreachable" else ()
         if was_live:
             _log.warning("board_stale", board=watched.name, reason=watched.state.why_stale)
             self._listener.status_changed(watched.state)
+
+    def _note_away(self, watched: WatchedBoard) -> None:
+        """Tell viewers of a stale board which partitions cannot be reached, if that changes."""
+        state = watched.state
+        away = self._away(watched)
+        if away and away != state.away and state.stale_reason == "unreachable":
+            state.away = away
+            self._listener.status_changed(state)
+
+    def _away(self, watched: WatchedBoard) -> tuple[int, ...]:
+        """Return the partitions whose server is unreachable; none if it is all of them."""
+        unheard = self._changes.unheard(watched.channels)
+        if len(unheard) == len(watched.channels):
+            return ()
+        return tuple(sorted(watched.channels[channel] for channel in unheard))

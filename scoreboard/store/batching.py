@@ -164,11 +164,12 @@ class Batcher(ABC, Generic[EntryT, CallT]):
     ) -> None:
         """``entries_max`` bounds the entries of one write, and so the time that it holds Redis."""
         self._settings = settings
-        self._scripts = scripts
         self._name = name
         self._entries_max = entries_max
         self._lost = lost
         self.slot_map = make_slot_map(settings, name=name)
+        is_cluster = self.slot_map is not None
+        self._scripts = [script.sharded if is_cluster else script for script in scripts]
         self._only: _Lane[EntryT] | None = _Lane(None) if self.slot_map is None else None
         """The lane of a single server."""
         self._lanes: dict[Address | None, _Lane[EntryT]] = (

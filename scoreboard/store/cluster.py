@@ -437,6 +437,10 @@ class SlotMap:
         """Return the primary of a partition; None if none is known."""
         return self._owners[slot_of(partition)]
 
+    def owner_of(self, channel: str) -> Address | None:
+        """Return the primary of the slot of a channel; None if none is known."""
+        return self._owners[key_slot(channel.encode())]
+
     def move(self, slot: int, owner: Address) -> None:
         """Note what a server said: a slot has another owner."""
         self._owners[slot] = owner

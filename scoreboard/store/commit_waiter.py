@@ -1,11 +1,11 @@
 """Waits until PostgreSQL has committed an action that Redis accepted.
 
 The api uses it with ``SCOREBOARD_ACKNOWLEDGE=committed``. The flusher's trim writes the committed
-position into the partition's meta and announces it; one reader per process then reads the positions
-of all partitions with waiting callers (docs/decisions/0071). A position is only a hint: after a
-failover the same epoch and seq may be another user's action. So the action is submitted again, and
-one reply of Redis says whether it remembers this action and whether its seq is committed
-(docs/decisions/0042).
+position into the partition's meta and announces it; one reader per process and server then reads
+the positions of all partitions with waiting callers (docs/decisions/0071). A position is only a
+hint: after a failover the same epoch and seq may be another user's action. So the action is
+submitted again, and one reply of Redis says whether it remembers this action and whether its seq is
+committed (docs/decisions/0042).
 
 Invariants: an action is reported as committed only if it is in PostgreSQL; every wait ends.
 """
@@ -23,16 +23,19 @@ from scoreboard.model import BOARDS_KEPT_MAX, Action, Partition, Receipt, partit
 from scoreboard.runtime.recent import Recent
 from scoreboard.runtime.settings import Settings
 from scoreboard.store.boards import Boards
+from scoreboard.store.cluster import Address
 from scoreboard.store.dispatcher import Dispatcher
-from scoreboard.store.keys import COMMITS_PREFIX
+from scoreboard.store.keys import COMMITS_PREFIX, commits_channel
+from scoreboard.store.partition_subscription import PartitionSubscription
 from scoreboard.store.partitions import PartitionState
-from scoreboard.store.subscription import Subscription
 
 READ_EVERY_S: Final = 0.25
 """Interval of reads while callers wait and commits are announced: a message may be lost."""
 
 POLL_S: Final = 0.01
-"""Interval of reads while the subscription is down."""
+"""Interval of reads while commits are not announced."""
+
+_Servers = frozenset[Address | None]
 
 
 class _PartitionWaiters:
@@ -82,15 +85,21 @@ class CommitWaiter:
         self._store = store
         self._dispatcher = dispatcher
         self._limit_s = settings.commit_timeout_s
-        self._is_due = asyncio.Event()
-        """Set when the positions should be read at once."""
-        self._announcements = Subscription(
+        self._due: dict[_Servers, asyncio.Event] = {}
+        """One for each server with waiting callers, set when its positions are to be read at once.
+
+        A server that is away must not hold up the callers of the others.
+        """
+        # In a cluster the channels are those of partitions, whose number is not known yet.
+        boards = () if store.is_cluster else settings.boards
+        self._announced = {COMMITS_PREFIX + board for board in boards}
+        self._announcements = PartitionSubscription(
             settings,
-            [COMMITS_PREFIX + board for board in settings.boards],
+            self._announced,
             name="api-commits",
-            on_change=lambda _channel: self._is_due.set(),
-            on_up=self._is_due.set,
-            on_down=self._is_due.set,
+            on_change=lambda _channel: self._wake_readers(),
+            on_heard=lambda _channels: self._wake_readers(),
+            on_lost=lambda _channels: self._wake_readers(),
         )
         self._partitions: Recent[int] = Recent(BOARDS_KEPT_MAX)
         self._waiters: dict[Partition, _PartitionWaiters] = {}
@@ -127,22 +136,44 @@ class CommitWaiter:
             while True:
                 await self._is_needed.wait()
                 self._is_needed.clear()
-                self._is_due.clear()
-                await self._read_positions()
-                pause_s = READ_EVERY_S if self._announcements.is_up else POLL_S
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._is_due.wait()
+                for servers in self._waiting():
+                    if servers not in self._due:
+                        self._due[servers] = asyncio.Event()
+                        tasks.create_task(self._read_positions(servers))
 
-    async def _read_positions(self) -> None:
+    async def _read_positions(self, servers: _Servers) -> None:
+        """Read the positions of a server's partitions as long as callers wait for them."""
+        due = self._due[servers]
+        while some := self._waiting().get(servers):
+            due.clear()
+            for waiters in some:
+                with suppress(ScoreboardError):  # each wait has its own limit
+                    self._move(waiters, await self._store.state(waiters.partition))
+            self._is_needed.set()  # partitions may have moved to another server
+            channels = self._announced.intersection(self._channel(one.partition) for one in some)
+            pause_s = READ_EVERY_S if self._announcements.hears(channels) else POLL_S
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await due.wait()
+        del self._due[servers]
+
+    def _waiting(self) -> dict[_Servers, list[_PartitionWaiters]]:
+        """Return the partitions with callers, by server."""
+        found: dict[_Servers, list[_PartitionWaiters]] = {}
         for waiters in list(self._waiters.values()):
-            if not waiters.waiting:
-                del self._waiters[waiters.partition]
-                continue
-            with suppress(ScoreboardError):  # each wait has its own limit
-                self._move(waiters, await self._store.state(waiters.partition))
             if waiters.waiting:
-                self._is_needed.set()
+                channel = self._channel(waiters.partition)
+                found.setdefault(self._announcements.servers_of((channel,)), []).append(waiters)
+            else:
+                del self._waiters[waiters.partition]
+        return found
+
+    def _wake_readers(self) -> None:
+        for due in self._due.values():
+            due.set()
+
+    def _channel(self, partition: Partition) -> str:
+        return commits_channel(partition, is_cluster=self._store.is_cluster)
 
     def _move(self, waiters: _PartitionWaiters, state: PartitionState) -> None:
         known = self._partitions.get(waiters.partition.board)
@@ -154,6 +185,11 @@ class CommitWaiter:
     async def _wait_for_seq(self, board: str, user_id: str, seq: int) -> None:
         """Wait until a seq is committed, or may belong to another action after a reseed."""
         partition = Partition(board, partition_of(user_id, await self._count(board)))
+        channel = self._channel(partition)
+        if channel not in self._announced and len(self._announced) < BOARDS_KEPT_MAX:
+            # Others are read every READ_EVERY_S.
+            self._announced.add(channel)
+            self._announcements.want((channel,))
         waiters = self._waiters.setdefault(partition, _PartitionWaiters(partition))
         future = asyncio.get_running_loop().create_future()
         waiters.add(next(self._order), seq, future)
@@ -168,7 +204,5 @@ class CommitWaiter:
         known = self._partitions.get(board)
         if known is None:
             known = (await self._store.board(board)).layout.partitions
-            if len(self._partitions) < BOARDS_KEPT_MAX:  # others are read every READ_EVERY_S
-                self._announcements.want([COMMITS_PREFIX + board])
             self._partitions.keep(board, known)
         return known

@@ -149,6 +149,7 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         super().__init__(
             settings, _SUBMIT, _TURN, name=name, entries_max=WRITE_ACTIONS_MAX, lost=OutcomeUnknown
         )
+        self._is_cluster = self.slot_map is not None
         self._is_tracing = settings.tracing != "off"
         _WAITING.set_function(lambda: self.waiting)
         self._layouts: Recent[Layout] = Recent(BOARDS_KEPT_MAX)
@@ -218,6 +219,7 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             generation,
             self._settings.stream_cap,
             [(entry.action, entry.digest) for entry in call.entries],
+            is_cluster=self._is_cluster,
         )
         traces = _traces_of(call) if self._is_tracing else ""
         if seasons := _seasons_of(call):
@@ -275,7 +277,11 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             season, _, now = fact.rpartition(":")
             with suppress(ValueError, SeasonEnded):
                 self._turns[call.partition] = turn_command(
-                    call.partition, call.layout.rules, Season.parse(season), int(now)
+                    call.partition,
+                    call.layout.rules,
+                    Season.parse(season),
+                    int(now),
+                    is_cluster=self._is_cluster,
                 )
                 count_refusal(code)
                 return True
@@ -302,6 +308,8 @@ def submit_command(
     generation: int,
     stream_cap: int,
     actions: Iterable[tuple[Action, bytes]],
+    *,
+    is_cluster: bool = False,
 ) -> Command:
     """Return the command that applies actions, each with its digest, of one partition."""
     keys = PartitionKeys(partition)
@@ -326,17 +334,21 @@ def submit_command(
             action.request_id,
             pair,
         )
-    return script_command(_SUBMIT, names, args, reads=False)
+    script = _SUBMIT.sharded if is_cluster else _SUBMIT
+    return script_command(script, names, args, reads=False)
 
 
-def turn_command(partition: Partition, rules: Rules, ended: Season, now_s: int) -> Command:
+def turn_command(
+    partition: Partition, rules: Rules, ended: Season, now_s: int, *, is_cluster: bool = False
+) -> Command:
     """Return the command that ends a season and begins the one of a moment (s since 1970).
 
     Raises SeasonEnded if that one cannot be computed.
     """
     keys = PartitionKeys(partition)
     names = [keys.board, keys.events, keys.meta, keys.changes, keys.banned]
-    return script_command(_TURN, names, turn_arguments(rules, ended, now_s), reads=False)
+    script = _TURN.sharded if is_cluster else _TURN
+    return script_command(script, names, turn_arguments(rules, ended, now_s), reads=False)
 
 
 def _out_of_range(rules: Rules, outcome: _Outcome) -> ScoreOutOfRange:

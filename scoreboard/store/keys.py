@@ -29,7 +29,10 @@ lengths of all streams from time to time.
 """
 
 COMMITS_PREFIX: Final = "sb:commits:"
-"""Channel of a board: PostgreSQL committed actions; the message is ``epoch:seq`` of a partition."""
+"""Channel of a board: PostgreSQL committed actions; the message is ``epoch:seq`` of a partition.
+
+In a cluster each partition has a channel of its own: ``PartitionKeys.commits``.
+"""
 
 LIMIT_PREFIX: Final = "sb:limit"
 """Prefix of the api's own rate-limit counters (only with SCOREBOARD_RATE_LIMIT=app)."""
@@ -62,6 +65,13 @@ def partition_of_events(key: str) -> Partition | None:
     return Partition(found[1], int(found[2]))
 
 
+def commits_channel(partition: Partition, *, is_cluster: bool) -> str:
+    """Name the channel that announces commits of a partition."""
+    if is_cluster:
+        return PartitionKeys(partition).commits
+    return COMMITS_PREFIX + partition.board
+
+
 class PartitionKeys:
     """The keys of one partition."""
 
@@ -79,6 +89,11 @@ class PartitionKeys:
         """Hash user → points gained in the current window, on a board with that limit."""
         self.shadow = f"{tag}:shadow"
         """The board that a reseed loads; renamed to ``board`` when it is complete."""
+
+    @property
+    def commits(self) -> str:
+        """The channel of commits in a cluster."""
+        return f"{self.tag}:commits"
 
     @property
     def read(self) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from scoreboard.model import (
 )
 from scoreboard.seasons import Season, next_season
 from scoreboard.store.cluster import ClusterClient, send_many
-from scoreboard.store.keys import COMMITS_PREFIX, GROUP, PartitionKeys
+from scoreboard.store.keys import GROUP, PartitionKeys, commits_channel
 from scoreboard.store.replies import (
     checking_reply,
     convert,
@@ -432,7 +432,7 @@ class Partitions(StoreClient):
         """
         keys = PartitionKeys(partition)
         names = [keys.events, keys.meta]
-        channel = COMMITS_PREFIX + partition.board
+        channel = commits_channel(partition, is_cluster=self.is_cluster)
         args: list[object] = [GROUP, replication_id, epoch, last_id, first_seq, last_seq, channel]
         args += acknowledged
         return await call(self._client, _TRIM, names, args, Trimmed)

@@ -226,7 +226,9 @@ class Rebuilding(Partitions):
         for start in range(0, len(names), PAGE):
             page = names[start : start + PAGE]
             await read_reply(self._client.unlink(*page), int, f"UNLINK {keys.tag}")
-        await read_reply(self._client.publish(keys.changes, "0:0:board"), int, "PUBLISH")
+        publish = "SPUBLISH" if self.is_cluster else "PUBLISH"
+        announced = self._client.execute_command(publish, keys.changes, "0:0:board")
+        await read_reply(announced, int, publish)
 
     async def open(
         self,

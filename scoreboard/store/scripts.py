@@ -1,8 +1,10 @@
 """Runs Lua scripts by their digest and turns refusals into errors."""
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeVar
 
 import redis.asyncio as aioredis
@@ -19,7 +21,7 @@ from scoreboard.errors import (
 from scoreboard.runtime import resources
 from scoreboard.runtime.collectors import LoopHistogram, Series
 from scoreboard.runtime.telemetry import REDIS_BUCKETS, Children, counter
-from scoreboard.store.cluster import load_script, send_many
+from scoreboard.store.cluster import ClusterClient, load_script, send_many
 from scoreboard.store.replies import (
     CONNECTION_ERRORS,
     PARSE_ERRORS,
@@ -50,6 +52,9 @@ _REFUSED: Final = Children(
     *(code.lower() for code in REFUSALS),
 )
 
+_SHARDED_PUBLISH: Final = re.compile(rb"'PUBLISH', (changes|commits)\b")
+"""Messages of a partition, whose channel has the hash tag of the keys."""
+
 _Shape = TypeVar("_Shape")
 _Call = tuple[Sequence[str], Sequence[Any]]
 """Keys and arguments of a call."""
@@ -65,8 +70,30 @@ class Script(Struct, frozen=True):
     @classmethod
     def load(cls, name: str) -> "Script":
         """Read ``lua/<name>.lua``."""
-        text = resources.script(name)
+        return cls._of(name, resources.script(name))
+
+    @classmethod
+    def _of(cls, name: str, text: bytes) -> "Script":
         return cls(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+    @property
+    def sharded(self) -> "Script":
+        """The script as it is sent to a cluster.
+
+        It publishes messages of a partition with SPUBLISH, to the servers of its slot only.
+        """
+        return _sharded(self)
+
+
+@lru_cache
+def _sharded(script: Script) -> Script:
+    text = _SHARDED_PUBLISH.sub(rb"'SPUBLISH', \1", script.text)
+    return script if text == script.text else Script._of(script.name, text)  # noqa: SLF001
+
+
+def script_for(client: aioredis.Redis, script: Script) -> Script:
+    """Return the form of a script that a client's servers get."""
+    return script.sharded if isinstance(client, ClusterClient) else script
 
 
 def call_seconds(script: Script) -> Series:
@@ -108,7 +135,8 @@ async def load_everywhere(client: aioredis.Redis, script: Script) -> None:
 
     Raises RedisUnavailable, UnexpectedReply.
     """
-    await read_reply(load_script(client, script.text, ()), type(None), "SCRIPT LOAD")
+    text = script_for(client, script).text
+    await read_reply(load_script(client, text, ()), type(None), "SCRIPT LOAD")
 
 
 async def call(
@@ -125,6 +153,7 @@ async def call(
     Raises RedisUnavailable when the connection fails (a write may have happened: only repeatable
     scripts are run this way), ScriptFailed, and the error of a refusal.
     """
+    script = script_for(client, script)
     command = script_command(script, keys, args, reads=reads)
     began_s = time.perf_counter()
     try:

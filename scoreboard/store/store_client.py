@@ -17,6 +17,11 @@ class StoreClient:
         """Use a client that decodes replies, as ``store.client.make_client`` returns it."""
         self._client = client
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the client is one of a cluster."""
+        return isinstance(self._client, ClusterClient)
+
     async def _beside(self, partition: Partition) -> dict[str, Any]:
         """Return the options that send a command without a key to the server of a partition.
 

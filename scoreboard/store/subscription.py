@@ -4,21 +4,29 @@ A message announces a change (``epoch:seq``) and does not contain the data. redi
 does not wait for an answer, and its time-outs look the same as silence, so this module sends a PING
 every few seconds and drops a connection that receives nothing. After a change of the secret it
 subscribes on a new connection before it closes the old one.
+
+One subscription has one connection. Channels of partitions may be at several servers of a cluster:
+scoreboard.store.partition_subscription.
 """
 
 import asyncio
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakSet
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisError
+from redis.crc import key_slot
+from redis.exceptions import MovedError, RedisError
 
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import counter, gauge, get_logger
 from scoreboard.store.client import is_login_outdated, make_connection
+from scoreboard.store.cluster import Address
 from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
 from scoreboard.trace_context import NOTICE, NOTICE_BYTES_MAX, TraceContext, parse_notice
 
@@ -56,7 +64,7 @@ _MALFORMED: Final = counter(
 )
 _SILENCE: Final = gauge(
     "pubsub_silence_seconds",
-    "Time since the subscription last received anything",
+    "Time since a subscription last received anything; of several the longest",
     normal="below 6: it is pinged every 5; 0 in an api without streams and reads of a top",
 )
 _log = get_logger(__name__)
@@ -65,7 +73,15 @@ _log = get_logger(__name__)
 class _Link:
     """A connection and its channels."""
 
-    __slots__ = ("asked", "confirmed", "connection", "is_ready")
+    __slots__ = (
+        "__weakref__",
+        "asked",
+        "confirmed",
+        "connection",
+        "ending",
+        "heard_at",
+        "is_ready",
+    )
 
     def __init__(self, connection: AbstractConnection) -> None:
         self.connection = connection
@@ -75,6 +91,21 @@ class _Link:
         """Channels that the server was asked for, and not asked to end since."""
         self.confirmed: set[str] = set()
         """Channels that the server has confirmed."""
+        self.ending: Counter[str] = Counter()
+        """How often the server was asked to end a channel, and has not answered yet."""
+        self.heard_at = 0.0
+        """When the server last sent anything (loop time)."""
+
+
+_monitored: Final[WeakSet[_Link]] = WeakSet()
+
+
+def _silence_s() -> float:
+    now = time.monotonic()  # the clock of event loops
+    return max((0.0, *(now - link.heard_at for link in _monitored)))
+
+
+_SILENCE.set_function(_silence_s)
 
 
 class Subscription:
@@ -100,6 +131,8 @@ class Subscription:
         on_board: Callable[[str], None] | None = None,
         on_subscribed: Callable[[str], None] | None = None,
         on_message: Callable[[bytes], None] | None = None,
+        sharded_at: Address | None = None,
+        on_moved: Callable[[str], None] | None = None,
     ) -> None:
         """``message`` matches valid messages; others are counted and dropped.
 
@@ -107,12 +140,17 @@ class Subscription:
         ``on_traces`` gets the traces that the next message belongs to. ``on_subscribed`` is called
         for each channel that is confirmed while the subscription is up, because it was wanted
         later; by default ``on_up`` is. ``on_message`` gets the contents of valid messages, in
-        place of the calls of ``on_board`` and ``on_change``.
+        place of the calls of ``on_board`` and ``on_change``. With ``sharded_at`` the channels are
+        those of slots of this server of a cluster (SSUBSCRIBE); ``on_moved`` is called for a
+        channel that is not there, or not any more, and is to drop it.
         """
         self._message = message
         self._on_traces = on_traces
         self._on_board = on_board
         self._on_message = on_message
+        self._sharded_at = sharded_at
+        self._on_moved = on_moved or (lambda _: None)
+        self._shard = "" if sharded_at is None else "S"
         self._settings = settings
         self._name = name
         self._confirm_timeout_s = settings.redis_timeout_s
@@ -196,6 +234,7 @@ class Subscription:
         link, self._link = self._link, None
         successor, self._successor = self._successor, None
         if link is not None:
+            _monitored.discard(link)
             await link.connection.disconnect(nowait=True)
         if successor is not None:
             successor.cancel()
@@ -207,22 +246,20 @@ class Subscription:
         loop = asyncio.get_running_loop()
         link = self._link = _Link(self._make_connection())
         await self._connect(link)
-        heard_at = renew_at = loop.time()
-        _SILENCE.set_function(lambda: loop.time() - heard_at)
+        _monitored.add(link)
+        renew_at = loop.time()
         await self._synchronise(link)
-        ping_at = heard_at + PING_S
+        ping_at = link.heard_at + PING_S
         handled = 0
         while True:
             now = loop.time()
-            if not self.is_up and now - heard_at > self._confirm_timeout_s:
+            if not self.is_up and now - link.heard_at > self._confirm_timeout_s:
                 raise TimeoutError
-            if now - heard_at > SILENCE_S:
+            if now - link.heard_at > SILENCE_S:
                 raise TimeoutError
             if now >= renew_at:
                 renew_at = now + RENEW_EVERY_S
-                following = await self._renew(link)
-                if following is not link:
-                    link, heard_at = following, loop.time()
+                link = await self._renew(link)
             if now >= ping_at:
                 ping_at = now + PING_S
                 await self._synchronise(link)
@@ -230,21 +267,28 @@ class Subscription:
             wait_s = min(ping_at, renew_at) - now
             if not self.is_up:
                 wait_s = min(wait_s, self._confirm_timeout_s)
-            reply: Any = await link.connection.read_response(timeout=max(wait_s, 0.001))
+            try:
+                reply: Any = await link.connection.read_response(timeout=max(wait_s, 0.001))
+            except MovedError as error:
+                self._note_moved(link, error)
+                continue
             if reply is None:
                 continue
-            heard_at = loop.time()
+            link.heard_at = loop.time()
             self._take(link, reply)
             handled += 1
             if handled % BURST == 0:
                 await asyncio.sleep(0)
 
     def _make_connection(self) -> AbstractConnection:
-        return make_connection(self._settings, name=self._name, decode=False)
+        return make_connection(
+            self._settings, name=self._name, decode=False, address=self._sharded_at
+        )
 
     async def _connect(self, link: _Link) -> None:
         async with asyncio.timeout(self._connect_timeout_s):
             await link.connection.connect()
+        link.heard_at = asyncio.get_running_loop().time()
         link.is_ready = True
 
     async def _renew(self, link: _Link) -> _Link:
@@ -262,6 +306,9 @@ class Subscription:
             _log.warning("subscription_login_not_renewed", error=type(error).__name__)
             return link  # it is tried again
         self._link = following = successor.result()
+        following.heard_at = asyncio.get_running_loop().time()
+        _monitored.discard(link)
+        _monitored.add(following)
         following.confirmed &= self._channels
         self._channels_changed.set()  # channels may have been added or removed since it was opened
         await link.connection.disconnect(nowait=True)
@@ -285,22 +332,52 @@ class Subscription:
 
     async def _synchronise(self, link: _Link) -> None:
         """Ask the server for what is not confirmed, and to end what is not wanted any more."""
-        commands: list[tuple[str, ...]] = []
-        for name, channels in (
-            ("UNSUBSCRIBE", link.asked - self._channels),
-            ("SUBSCRIBE", self._channels - link.confirmed),
-        ):
-            if channels:
-                commands.append((name, *sorted(channels)))
+        ended = link.asked - self._channels
+        link.ending.update(ended)
+        commands = [
+            (f"{self._shard}{name}", *group)
+            for name, channels in (
+                ("UNSUBSCRIBE", ended),
+                ("SUBSCRIBE", self._channels - link.confirmed),
+            )
+            for group in self._groups(channels)
+        ]
         link.asked = set(self._channels)
         if commands:
             # One write, so that the commands of two callers keep their order.
             packed = link.connection.pack_commands(commands)
             await link.connection.send_packed_command(packed, check_health=False)
 
+    def _groups(self, channels: Iterable[str]) -> Iterable[list[str]]:
+        """Group channels that one command may name: those of one slot of a cluster."""
+        ordered = sorted(channels)
+        if self._sharded_at is None:
+            return [ordered] if ordered else []
+        by_slot: dict[int, list[str]] = {}
+        for channel in ordered:
+            by_slot.setdefault(key_slot(channel.encode()), []).append(channel)
+        return by_slot.values()
+
+    def _note_moved(self, link: _Link, error: MovedError) -> None:
+        """Report the channels that a server does not have, because it has not their slot."""
+        for channel in sorted(link.asked - link.confirmed):
+            if key_slot(channel.encode()) == error.slot_id:
+                link.asked.discard(channel)
+                self._on_moved(channel)
+
+    def _note_end(self, link: _Link, channel: str) -> None:
+        """Note that the server has ended a channel; without being asked if its slot has moved."""
+        link.confirmed.discard(channel)
+        if link.ending[channel] > 1:
+            link.ending[channel] -= 1
+        elif link.ending.pop(channel, 0) == 0 and channel in link.asked:
+            link.asked.discard(channel)
+            if link is self._link:
+                self._on_moved(channel)
+
     def _take(self, link: _Link, reply: Any) -> None:  # noqa: ANN401 (any push message)
         match reply:
-            case [b"message", bytes(channel), bytes(data)]:
+            case [b"message" | b"smessage", bytes(channel), bytes(data)]:
                 name = channel.decode(errors="replace")
                 if len(data) <= MESSAGE_BYTES_MAX and self._message.fullmatch(data):
                     if self._on_message is not None:
@@ -313,10 +390,10 @@ class Subscription:
                     _MALFORMED.inc()
                 elif self._on_traces is not None:
                     self._on_traces(name, parse_notice(data))
-            case [b"subscribe", bytes(channel), _]:
+            case [b"subscribe" | b"ssubscribe", bytes(channel), _]:
                 self._confirm(link, channel.decode(errors="replace"))
-            case [b"unsubscribe", bytes(channel), _]:
-                link.confirmed.discard(channel.decode(errors="replace"))
+            case [b"unsubscribe" | b"sunsubscribe", bytes(channel), _]:
+                self._note_end(link, channel.decode(errors="replace"))
             case _:
                 pass  # the answer to a PING
 

@@ -8,6 +8,7 @@ import pytest
 from scoreboard import model, trace_context
 from scoreboard.errors import REFUSALS
 from scoreboard.store import corrections, keys
+from scoreboard.store.scripts import Script
 
 LUA = Path(__file__).parents[2] / "lua"
 SCRIPTS = sorted(path.stem for path in LUA.glob("*.lua"))
@@ -138,6 +139,22 @@ def test_a_script_that_adds_to_a_stream_announces_it(name: str) -> None:
     assert adds == (f"local ACTIVE = '{keys.ACTIVE}'\n" in body)
     assert adds == ("  redis.pcall('PUBLISH', ACTIVE, events)\n" in body)
     assert adds == (f"to {keys.ACTIVE} " in sections["EMITS"])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_messages_of_a_partition_are_sharded_in_a_cluster_and_no_others(name: str) -> None:
+    _, sections, body = read(name)
+    script = Script.load(name)
+    published = re.findall(r"'PUBLISH', (\w+)", body)
+    sharded = re.findall(r"'SPUBLISH', (\w+)", script.sharded.text.decode())
+
+    assert set(published) <= ({"channel"} if name == "mirror" else {"changes", "commits", "ACTIVE"})
+    assert sharded == [one for one in published if one in {"changes", "commits"}]
+    assert script.sharded.text.replace(b"'SPUBLISH'", b"'PUBLISH'") == script.text
+    assert (script.sharded.sha == script.sha) == (not sharded)
+    if "changes" in published:
+        assert re.search(r"\d changes channel", sections["KEYS"])
+        assert re.search(r"local [\w, ]*\bchanges\b[\w, ]* = .*KEYS\[", body)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

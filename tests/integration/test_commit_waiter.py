@@ -117,7 +117,8 @@ async def test_a_lost_announcement_delays_a_wait_by_one_read(settings: Settings)
     await make_board(settings)
     async with store_of(settings) as store, waiting(settings, store) as one, flushing(settings):
         await eventually_async(lambda: one.commits._announcements.is_up)
-        one.commits._announcements._on_change = lambda _channel: None
+        for server in one.commits._announcements._servers.values():
+            server.subscription._on_change = lambda _channel: None
         receipt = await one.act("alice")
 
         assert (await one.confirm("alice", receipt)).committed

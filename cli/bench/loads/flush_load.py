@@ -11,16 +11,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from cli.bench.generator.call_load import CallLoad
 from cli.bench.generator.measurement import Measurement
 from cli.bench.loads.script_load import dispatch_settings, submit_action
 from cli.bench.system.session import Session
-from scoreboard.errors import RedisUnavailable, WaitTimeout
+from scoreboard.errors import WaitTimeout
 from scoreboard.model import Partition, Receipt
 from scoreboard.store.dispatcher import Dispatcher
-from scoreboard.store.keys import COMMITS_PREFIX
+from scoreboard.store.keys import commits_channel
+from scoreboard.store.partition_subscription import PartitionSubscription
 from scoreboard.store.store import Store
 
 FLUSH_PARTS: Final = ("flusher", "postgres", "redis")
@@ -106,15 +105,21 @@ async def load_flusher(session: Session, board: str, *, users: int, burst: int) 
 
 async def _follow(session: Session, board: str, commits: _Commits) -> None:
     """Read the announcements of commits until cancelled."""
-    try:
-        async with session.redis.pubsub(ignore_subscribe_messages=True) as subscription:
-            await subscription.subscribe(COMMITS_PREFIX + board)
-            async for message in subscription.listen():
-                words = str(message["data"]).split(":")
-                with suppress(ValueError, IndexError):
-                    commits.move(int(words[1]))
-    except RedisError as error:
-        raise RedisUnavailable("Redis ended the subscription to commits") from error
+
+    def take(message: bytes) -> None:
+        with suppress(ValueError, IndexError):
+            commits.move(int(message.split(b":")[1]))
+
+    settings = dispatch_settings(session.target.settings)
+    channel = commits_channel(Partition(board), is_cluster=Store(session.redis).is_cluster)
+    await PartitionSubscription(
+        settings,
+        [channel],
+        name="bench-commits",
+        on_message=take,
+        on_heard=lambda _channels: None,
+        on_lost=lambda _channels: None,
+    ).run()
 
 
 async def _wait_until_committed(store: Store, partition: Partition, commits: _Commits) -> None:
