@@ -101,6 +101,7 @@ async def test_a_wait_ends_when_postgres_has_the_action(settings: Settings) -> N
         assert await one.confirm("alice", again) == again
 
 
+@pytest.mark.one_server
 async def test_the_announcement_of_a_commit_ends_the_wait(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ async def test_the_announcement_of_a_commit_ends_the_wait(
             assert (await one.confirm("alice", receipt, str(number))).committed
 
 
+@pytest.mark.one_server
 async def test_a_lost_announcement_delays_a_wait_by_one_read(settings: Settings) -> None:
     await make_board(settings)
     async with store_of(settings) as store, waiting(settings, store) as one, flushing(settings):

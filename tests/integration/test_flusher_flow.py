@@ -90,6 +90,7 @@ async def test_batches_collect_entries_while_no_api_waits_for_commits(settings: 
     assert len(transactions(settings)) < 10
 
 
+@pytest.mark.one_server
 async def test_a_commit_that_an_api_waits_for_is_not_delayed(
     settings: Settings, client: "redis.Redis[str]"
 ) -> None:

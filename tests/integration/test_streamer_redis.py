@@ -242,6 +242,7 @@ async def test_fenced_board_is_still_followed(
     assert (await late.next())["type"] == "leaderboard"
 
 
+@pytest.mark.one_server
 async def test_redis_outage_sends_one_stale_and_one_live(
     start_streamer: StartStreamer, connect: Connect, make_proxy: MakeProxy, redis_url: str
 ) -> None:
@@ -263,6 +264,7 @@ async def test_redis_outage_sends_one_stale_and_one_live(
     await eventually_async(lambda: running.streamer.watcher.is_ready)
 
 
+@pytest.mark.one_server
 async def test_recovery_is_noticed_in_time_after_any_outage(
     start_streamer: StartStreamer,
     connect: Connect,
@@ -310,6 +312,7 @@ async def test_short_reconnection_sends_no_status_and_misses_no_change(
     assert statuses(viewer) == []
 
 
+@pytest.mark.one_server
 async def test_silent_redis_connection_is_detected_and_replaced(
     start_streamer: StartStreamer, connect: Connect, make_proxy: MakeProxy, redis_url: str
 ) -> None:

@@ -88,6 +88,11 @@ def links() -> dict[Address, set[str]]:
     return {link.address: link.wanted for link in Link.made}
 
 
+def at(address: Address) -> Link:
+    """Return the newest link to a server."""
+    return [link for link in Link.made if link.address == address][-1]
+
+
 def test_channels_wait_until_the_owners_are_known(placed: Placed) -> None:
     subscription = placed.open(A, B)
     assert links() == {}
@@ -136,16 +141,18 @@ def test_one_answer_moves_a_channel_that_is_not_heard(placed: Placed) -> None:
 def test_a_server_without_channels_is_left(placed: Placed) -> None:
     subscription = placed.open(A, B)
     placed.answer(subscription, a=ONE, b=TWO)
-    Link.made[0].confirm()
+    left = at(ONE)
+    left.confirm()
     subscription.drop([A])
     assert not subscription.is_up
 
     subscription.want([A])
-    assert [(link.address, link.wanted) for link in Link.made[1:]] == [(TWO, {B}), (ONE, {A})]
+    assert at(ONE) is not left
+    assert links() == {ONE: {A}, TWO: {B}}
 
 
 def test_a_lost_server_is_reported_with_its_channels(placed: Placed) -> None:
     subscription = placed.open(A, B)
     placed.answer(subscription, a=ONE, b=TWO)
-    Link.made[1].down()
+    at(TWO).down()
     assert placed.lost == [B]

@@ -25,9 +25,10 @@ from typing import Any, Self, cast
 import pytest
 import redis
 import redis.asyncio as aioredis
+from redis.asyncio.cluster import ClusterPipeline as AsyncClusterPipeline
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.backoff import NoBackoff
-from redis.cluster import RedisCluster
+from redis.cluster import ClusterPipeline, RedisCluster
 from redis.crc import key_slot
 from redis.retry import Retry
 
@@ -518,7 +519,22 @@ def clients_follow_clusters() -> Iterator[None]:
                 return following.from_url(f"redis:{host}", **options)
 
             patch.setattr(plain, "from_url", make_either)
+        for publisher in (RedisCluster, AsyncRedisCluster, ClusterPipeline, AsyncClusterPipeline):
+            patch.setattr(publisher, "publish", _publish)
+        patch.setattr(AsyncRedisCluster, "pubsub_numsub", _count_subscribers)
         yield
+
+
+def _publish(client: Any, channel: str, message: str) -> Any:
+    """Publish as the scripts do: in the slot of a channel that belongs to a partition."""
+    return client.execute_command("SPUBLISH" if "{" in channel else "PUBLISH", channel, message)
+
+
+async def _count_subscribers(client: Any, channel: str) -> Any:
+    """Count the subscribers of a channel that belongs to a partition."""
+    await client.initialize()
+    owner = client.get_node_from_key(channel)
+    return await client.execute_command("PUBSUB SHARDNUMSUB", channel, target_nodes=owner)
 
 
 OwnCluster = Callable[..., Cluster]
