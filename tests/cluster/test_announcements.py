@@ -25,6 +25,7 @@ from tests.support.servers.flushers import (
     query,
     store_of,
 )
+from tests.support.servers.rights import as_user, make_users
 
 pytestmark = pytest.mark.slow
 
@@ -210,3 +211,25 @@ async def test_a_primary_that_hangs_holds_up_no_other_waits(
         for number, node in enumerate(at):
             node.client.hset(PartitionKeys(Partition("main", number)).meta, "committed", "1:1")
         assert all(await asyncio.gather(*waiting))
+
+
+async def test_the_deployed_logins_may_announce_and_listen(
+    own_cluster: OwnCluster, database_url: str
+) -> None:
+    cluster = await asyncio.to_thread(partial(own_cluster, replicas=0))
+    for node in cluster.nodes:
+        make_users(node.client, "secret")
+    settings = settings_of(cluster, database_url)
+    operator, api, streamer, flusher = (
+        msgspec.structs.replace(settings, redis_url=Secret(as_user(cluster.url, name, "secret")))
+        for name in ("operator", "api", "streamer", "flusher")
+    )
+    await make_board(operator)
+    async with (
+        hearing(streamer, KEYS.changes) as changes,
+        hearing(api, KEYS.commits) as commits,
+        dispatching(api) as dispatcher,
+        flushing(flusher),
+    ):
+        await dispatcher.submit("main", Action("alice", "win:1", 5))
+        await eventually_async(lambda: (changes, commits) == (["1:1"], ["1:1"]))
