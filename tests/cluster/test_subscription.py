@@ -148,8 +148,11 @@ async def test_a_channel_whose_slot_moves_is_heard_at_the_new_owner(
         calls.heard.clear()
         move = cluster.migrate if way == "atomic" else cluster.migrate_classic
         await asyncio.to_thread(move, [slot], target)
-        await eventually_async(lambda: target.call("PUBSUB", "SHARDNUMSUB", names[0])[1] == 1)
-        await eventually_async(lambda: subscription.hears(names))
+        # Sooner than the next regular read of the slots' owners.
+        await eventually_async(
+            lambda: target.call("PUBSUB", "SHARDNUMSUB", names[0])[1] == 1, within_s=4
+        )
+        await eventually_async(lambda: subscription.hears(names), within_s=4)
         assert set(calls.heard) == set(calls.lost) == {names[0]}
         assert target.call("SPUBLISH", names[0], "1:1") == 1
         await eventually_async(lambda: calls.changed == names[:1])
