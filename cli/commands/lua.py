@@ -59,6 +59,8 @@ REFUSED: Final[Mapping[str, str]] = {
     "remember": _RESEED,
     "retire": _RESEED,
     "open": _RESEED,
+    "stage": "is a step of `scoreboard board reshard`, which holds a lock",
+    "release": "is a step of `scoreboard board reshard`, which holds a lock",
     "configure": "copies what PostgreSQL has; use `scoreboard board set` or `board archive`",
     "turn": "ends the season by Redis's clock; the flusher does so when it is over",
     "mirror": "replaces the catalogue of actions; use `scoreboard action set`",
