@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flusher import metrics
+from flusher.bans import copy_bans
 from flusher.batch import Batch, Gap, build
 from flusher.consumer import Consumer, GroupMissing
 from flusher.flush_tracing import FlushTracing
@@ -35,7 +36,7 @@ from scoreboard.errors import (
 )
 from scoreboard.events import stream_id_key
 from scoreboard.ledger.positions import Position
-from scoreboard.model import Partition
+from scoreboard.model import Layout, Partition
 from scoreboard.runtime.audit import write_audit
 from scoreboard.runtime.lifecycle import StopEvent, backoff_s
 from scoreboard.runtime.settings import Settings
@@ -127,6 +128,7 @@ class PartitionFlusher:
         self._is_fenced = False
         self._must_start_over = False
         self._replication_id = ""
+        self._must_copy_bans = False
         self._epoch = 0
         self._is_idle = False
         self._is_awaited = True
@@ -257,7 +259,9 @@ class PartitionFlusher:
         The replication id is read first: entries read later are acknowledged under that id only.
         PostgreSQL is read before Redis, so that its position is never ahead.
         """
-        self._replication_id = await self._store.replication_id(self.partition)
+        replication_id = await self._store.replication_id(self.partition)
+        self._must_copy_bans |= replication_id != self._replication_id
+        self._replication_id = replication_id
         position = await writer.position()
         state = await self._store.state(self.partition)
         self._epoch = state.epoch
@@ -387,6 +391,8 @@ class PartitionFlusher:
         if (self._has_late_duplicates or is_due) and state.is_open:
             self._corrected_at_s = self._checked_at_s
             await self._correct(writer)
+        if self._must_copy_bans and state.is_open and state.layout is not None:
+            await self._copy_bans(writer, state.layout)
         await self._consider_leaving()
 
     @property
@@ -452,6 +458,22 @@ class PartitionFlusher:
         if not self._is_ending and self._leases.must_yield(self.partition, flushers):
             self._is_yielding = True
             _log.info("lease_yielded", partition=str(self.partition))
+
+    async def _copy_bans(self, writer: Writer, layout: Layout) -> None:
+        """Copy bans to another server than before; on failure they are copied later."""
+        try:
+            await copy_bans(
+                writer,
+                self._store,
+                self.partition,
+                epoch=self._position.epoch,
+                partitions=layout.partitions,
+            )
+            self._must_copy_bans = False
+        except (DatabaseUnavailable, RedisUnavailable):
+            raise
+        except (Unavailable, ClientError) as error:
+            _log.warning("correction_postponed", partition=str(self.partition), reason=error.detail)
 
     async def _correct(self, writer: Writer) -> None:
         """Correct late duplicates; on failure they are retried later."""

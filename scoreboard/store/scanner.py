@@ -51,15 +51,6 @@ class Scanner(StoreClient):
             raise UnexpectedReply(f"ZMSCORE {board} answered {len(found)} of {len(users)} users")
         return [None if packed is None else _whole(packed) for packed in found]
 
-    async def banned(self, partition: Partition) -> set[str]:
-        """Read the users that are kept off a partition because they are banned.
-
-        Raises RedisUnavailable, UnexpectedReply.
-        """
-        name = PartitionKeys(partition).banned
-        reply = self._client.hgetall(name)
-        return set(await read_reply(reply, dict[str, str], f"HGETALL {name}"))
-
     async def members(self, partition: Partition) -> AsyncIterator[list[str]]:
         """Iterate over all members in pages; a member may be returned twice.
 

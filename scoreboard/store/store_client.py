@@ -1,4 +1,4 @@
-"""The Redis client that all parts of the store share."""
+"""The Redis client that all parts of the store share, and what all of them read."""
 
 from typing import Any
 
@@ -31,3 +31,12 @@ class StoreClient:
             return {}
         key = PartitionKeys(partition).meta
         return await read_reply(self._client.options_at(key), dict[str, Any], key)
+
+    async def banned(self, partition: Partition) -> set[str]:
+        """Read the users that are kept off a partition because they are banned.
+
+        Raises RedisUnavailable, UnexpectedReply.
+        """
+        name = PartitionKeys(partition).banned
+        reply = self._client.hgetall(name)
+        return set(await read_reply(reply, dict[str, str], f"HGETALL {name}"))

@@ -3,8 +3,10 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 
@@ -14,7 +16,7 @@ from scoreboard.model import Action, Board, Layout, Partition, partition_of
 from scoreboard.moderation import acts as acts_module
 from scoreboard.moderation.acts import Done
 from scoreboard.moderation.plans import BanChange, Correction, Undo, Void
-from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.partitions import Partitions
@@ -23,6 +25,7 @@ from tests.support.clients.viewer import Connect, StartStreamer
 from tests.support.eventually import eventually_async
 from tests.support.servers.api import StartApi
 from tests.support.servers.flushers import act, flushing, make_board, query, store_of
+from tests.support.servers.stores import OwnValkey
 
 from .test_acts import PLAYED, World, flush, play
 
@@ -239,6 +242,33 @@ async def test_a_ban_that_did_not_reach_redis_is_found_and_completed(
 
     assert "bob" not in await ranking(world)
     await world.check()
+
+
+async def test_a_ban_that_another_server_does_not_know_is_copied(
+    settings: Settings, own_valkey: OwnValkey
+) -> None:
+    server = own_valkey()
+    settings = msgspec.structs.replace(settings, redis_url=Secret(server.url))
+    world = World(settings, await make_board(settings, Board()))
+    keys = home(world, "bob")
+    async with flushing(settings):
+        await world.play(*PLAYED)
+        with redis.Redis.from_url(server.url) as client:
+            place = client.zscore(keys.board, "bob")
+            await world.perform(BAN)
+            # As a replica without it; a start changes the replication id, as a promotion does.
+            client.hdel(keys.banned, "bob")
+            client.zadd(keys.board, {"bob": place})
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.start)
+
+        async def is_copied() -> bool:
+            with suppress(RedisUnavailable):
+                return "bob" not in await ranking(world)
+            return False
+
+        await eventually_async(is_copied)
+        await world.check()
 
 
 async def test_two_operators_who_ban_and_unban_leave_one_state(world: World) -> None:
