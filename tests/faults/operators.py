@@ -19,7 +19,7 @@ from scoreboard.ledger import pool as postgres
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import select_board
 from scoreboard.model import NO_LIMITS, Board
-from scoreboard.moderation.acts import Moderator
+from scoreboard.moderation.acts import Done, Moderator
 from scoreboard.moderation.plans import (
     BanChange,
     Correction,
@@ -73,8 +73,10 @@ class Operator:
         request = await self._choose(board, user)
 
         async def perform(moderator: Moderator) -> None:
-            await moderator.perform(request, await moderator.plan(request), reason="campaign")
+            plan = await moderator.plan(request)
+            done = await moderator.perform(request, plan, reason="campaign")
             self.performed += 1
+            _require_commit(done)
 
         try:
             await self._moderate(board, perform)
@@ -131,7 +133,7 @@ class Operator:
         async def complete(moderator: Moderator) -> None:
             for one in await self._pending(board):
                 with suppress(ClientError):
-                    await moderator.resume(one)
+                    _require_commit(await moderator.resume(one))
             await moderator.mirror_ban(user)
             last = await self._column(
                 "SELECT u.external_id FROM users u JOIN acts a ON a.user_id = u.id"
@@ -202,6 +204,12 @@ class Operator:
                 return [row[0] for row in rows]
         except psycopg.OperationalError:
             return []
+
+
+def _require_commit(done: Done) -> None:
+    """Raise TimeoutError if an act can still be lost, with a primary: it is to be resumed."""
+    if not done.is_committed:
+        raise TimeoutError
 
 
 def acts_count_once(connection: psycopg.Connection) -> Iterable[str]:
