@@ -234,9 +234,10 @@ class JointClient(Client):
             board: history.actions.setdefault((user, action), ActionAnswers(points))
             for board, history in self._histories.items()
         }
-        waiting = list(answers)
+        # After its end, a ban would no longer refuse the action.
+        waiting = [board for board, told in answers.items() if not told.is_refused]
         self._log_event("invoke", user, action)
-        while True:
+        while waiting:
             self._history.calls += 1
             answer = await self._connection.update(user, action, points, waiting)
             if answer.status not in DOCUMENTED | {0, 403}:
