@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 from redis.exceptions import AskError, MovedError, NoScriptError, RedisError, TryAgainError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import Overloaded, RedisUnavailable, ScoreboardError, ScriptFailed
 from scoreboard.model import Partition
@@ -61,7 +62,7 @@ SLOTS_EVERY_S: Final = 10.0
 SLOTS_PAUSE_S: Final = 0.25
 """Least time between two such reads."""
 
-_ASKING: Final[Command] = ("ASKING",)
+ASKING: Final[Command] = ("ASKING",)
 _REDIRECTED: Final = counter(
     "redis_redirects_total",
     "Entries of batches that a server of a cluster sent elsewhere, or refused for a moment",
@@ -287,7 +288,7 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         for call in calls:
             for command in self.commands(call):
                 if call.is_asking:
-                    commands.append(_ASKING)
+                    commands.append(ASKING)
                 commands.append(command)
             places.append(len(commands) - 1)
         replies = await connection.exchange([*commands, *following])
@@ -297,9 +298,12 @@ class Batcher(ABC, Generic[EntryT, CallT]):
 
     # Owners of slots
 
+    def _owner_of(self, partition: Partition) -> Address | None:
+        return self.slot_map.owner(partition) if self.slot_map else None
+
     def _lane_of(self, entry: EntryT) -> _Lane[EntryT]:
         """Return the lane of an entry's owner; of no one if it is not known."""
-        owner = self.slot_map.owner(self.partition_of(entry)) if self.slot_map else None
+        owner = self._owner_of(self.partition_of(entry))
         if owner is None:
             self._slots_wanted.set()
             return self._unplaced
@@ -350,14 +354,14 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             entries = list(lane.queue)
             lane.queue.clear()
             self._place(entries)
-        for lane in self._lanes.values():
-            lane.asking.clear()  # a slot that is still moving is asked for again
+        for address, lane in self._lanes.items():
+            lane.asking = {one for one in lane.asking if self._owner_of(one) != address}
 
-    def _place(self, entries: Iterable[EntryT]) -> None:
-        """Queue entries in the lanes of their owners, also if these are full."""
+    def _place(self, entries: Iterable[EntryT], lane: _Lane[EntryT] | None = None) -> None:
+        """Queue entries in a lane, by default in those of their owners, also if these are full."""
         for entry in entries:
             if not entry.future.done():
-                self._append(self._lane_of(entry), entry)
+                self._append(lane or self._lane_of(entry), entry)
 
     def _append(self, lane: _Lane[EntryT], entry: EntryT) -> None:
         if lane.is_closing:
@@ -388,12 +392,24 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             else:
                 self._append(target, entry)
         if later:
-            asyncio.get_running_loop().call_later(REDIRECT_PAUSE_S, self._place, later)
+            # The owner would send those that a target shall get to it again.
+            to = target if isinstance(refusal, AskError) else None
+            loop = asyncio.get_running_loop()
+            loop.call_later(REDIRECT_PAUSE_S, self._place, later, to)
 
-    def _fail_unsent(self, entries: Iterable[EntryT]) -> None:
+    def _fail_unsent(self, entries: Iterable[EntryT], *, was_sent: bool = False) -> None:
         """Fail entries that are not being sent, each as its earlier sends allow."""
         for entry in entries:
+            entry.is_unsure |= was_sent
             fail([entry], self._lost if entry.is_unsure else RedisUnavailable)
+
+    def _fail_refused(self, entries: Iterable[EntryT], error: ScoreboardError) -> None:
+        """Fail the entries of a refused call; one that was sent before may have been applied."""
+        for entry in entries:
+            if entry.is_unsure and self._lost is not RedisUnavailable:
+                fail([entry], self._lost)
+            else:
+                fail([entry], type(error), error.detail)
 
     # Connections
 
@@ -416,21 +432,22 @@ class Batcher(ABC, Generic[EntryT, CallT]):
             await asyncio.sleep(backoff_s(attempt) if attempt else RENEW_EVERY_S)
             is_moved, self._is_moved = self._is_moved, False
             outdated = [
-                slot
+                (lane, slot)
                 for lane in self._lanes.values()
                 for slot in lane.slots
                 if slot.connection.is_login_outdated or (is_moved and slot.connection.is_connected)
             ]
-            replaced = [await self._replace(slot) for slot in outdated]
+            replaced = [await self._replace(*one) for one in outdated]
             attempt = 0 if all(replaced) else attempt + 1
 
-    async def _replace(self, slot: _Slot) -> bool:
+    async def _replace(self, lane: _Lane[EntryT], slot: _Slot) -> bool:
         """Replace a connection between two batches; return False if no other one can be opened."""
         successor = self._connection(slot.connection.address)
         try:
             await self._connect(successor)
             async with slot.turn:
-                slot.connection, successor = successor, slot.connection
+                if not lane.is_closing:  # else its task may have ended, and closed the connection
+                    slot.connection, successor = successor, slot.connection
         except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
             _log.warning("redis_login_not_renewed", error=type(error).__name__)
             return False
@@ -488,18 +505,17 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         for attempt in range(ATTEMPTS_MAX):
             try:
                 for _ in range(REBUILDS_MAX):
-                    calls = self.plan(entries)
+                    calls = self._plan(lane, entries)
                     if not calls:  # all callers are gone; an empty exchange would get no reply
                         return
-                    for call in calls if lane.asking else ():
-                        call.is_asking = call.partition in lane.asking
                     if not connection.is_connected:
                         await self._connect(connection)
                     was_sent = True
                     replies = await self.exchange(connection, calls)
-                    entries = await self._handle_replies(connection, calls, replies)
+                    entries = self._handle_replies(connection, calls, replies)
                     if not entries:
                         return
+                    await self._load_missing(connection, replies)
                 fail(entries, ScriptFailed)
                 return  # noqa: TRY300 (the loop returns when it is done)
             except CONNECTION_ERRORS as error:
@@ -511,9 +527,19 @@ class Batcher(ABC, Generic[EntryT, CallT]):
                 # The handshake was refused (wrong password, loading …) or could not be parsed.
                 await connection.close()
                 _log.warning("redis_handshake_refused", error=type(error).__name__)
-                fail(entries, self._lost if was_sent else RedisUnavailable)
+                self._fail_unsent(entries, was_sent=was_sent)
                 return
         fail(entries, self._lost)
+
+    def _plan(self, lane: _Lane[EntryT], entries: Sequence[EntryT]) -> list[CallT]:
+        calls = self.plan(entries)
+        for call in calls if lane.asking else ():
+            call.is_asking = call.partition in lane.asking
+        return calls
+
+    async def _load_missing(self, connection: PipelinedConnection, replies: Sequence[Any]) -> None:
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            await self._load_scripts(connection)
 
     def _note_lost(self, lane: _Lane[EntryT], entries: Sequence[EntryT], *, was_sent: bool) -> bool:
         """Note that a connection was lost; return whether the lane is done with the entries.
@@ -521,12 +547,13 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         In a cluster they are placed once more when the servers have said who owns their slots:
         a replica may have been promoted.
         """
-        if lane.address is None:
-            if not was_sent:
-                fail(entries, RedisUnavailable)
-            return not was_sent
         for entry in entries:
             entry.is_unsure |= was_sent
+        if lane.address is None:
+            if not was_sent:
+                self._fail_unsent(entries)
+            return not was_sent
+        for entry in entries:
             entry.redirects += 1
             if entry.redirects > LOSSES_MAX or self._closing.is_set():
                 self._fail_unsent([entry])
@@ -535,18 +562,18 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         self._slots_wanted.set()
         return True
 
-    async def _handle_replies(
+    def _handle_replies(
         self, connection: PipelinedConnection, calls: Sequence[CallT], replies: Sequence[Any]
     ) -> list[EntryT]:
         """Resolve futures; return the entries to be sent again on this connection."""
         again: list[EntryT] = []
-        is_script_missing = False
         for call, reply in zip(calls, replies, strict=True):
             if not isinstance(reply, Exception):
                 self.resolve(call, reply)
             elif isinstance(reply, NoScriptError):
-                is_script_missing = True
                 again += call.entries
+            elif isinstance(reply, RedisTimeoutError):  # it was applied, and not copied
+                fail(call.entries, self._lost)
             elif connection.address is not None and isinstance(reply, AskError | TryAgainError):
                 self._redirect(call, reply, connection.address)
             elif self.learn(call, reply):
@@ -557,9 +584,7 @@ class Batcher(ABC, Generic[EntryT, CallT]):
                     _log.error("script_failed", script=call.script.name, reason=error.detail)
                 elif isinstance(error, RedisUnavailable):
                     self._slots_wanted.set()
-                fail(call.entries, type(error), error.detail)
-        if is_script_missing:
-            await self._load_scripts(connection)
+                self._fail_refused(call.entries, error)
         return again
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from weakref import WeakValueDictionary
 
 import redis.asyncio as aioredis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -29,13 +29,14 @@ from redis.exceptions import (
     RedisClusterException,
     RedisError,
     ResponseError,
+    SlotNotCoveredError,
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.model import BOARDS_KEPT_MAX, Partition
-from scoreboard.store.keys import PULSE_PREFIX, PartitionKeys
+from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.replies import NO_CLUSTER
 
 Address = tuple[str, int]
@@ -46,11 +47,13 @@ SLOTS: Final = 16_384
 REFRESH_WAIT_S: Final = 0.25
 """Longest wait of a call while the owners of the slots are read again: a server may not answer."""
 
+SLOTS_READS: Final = 2
+"""Servers that can be asked for the owners of the slots, one after the other, in one read."""
+
 _SPARE_CONNECTIONS: Final = 2
 """Connections to each server for reading the owners of the slots, besides those of calls."""
 
 _SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"})
-_REDIRECTIONS: Final = (MovedError, AskError, TryAgainError)
 _MANY_KEYS: Final = frozenset({"UNLINK", "DEL", "EXISTS"})
 
 
@@ -77,6 +80,20 @@ def keys_of(command: Sequence[Any]) -> Sequence[Any]:
     return command[1:2]
 
 
+class _AskedElsewhereError(ResponseError):
+    """The slot of a command is moving to a server, which has its key already.
+
+    redis-py would send ASKING on one of that server's connections and the command on another.
+    """
+
+    def __init__(self, error: AskError) -> None:
+        super().__init__(f"ASK {error.slot_id} {error.host}:{error.port}")
+        self.address: Address = error.host, error.port
+
+
+_REDIRECTIONS: Final = (MovedError, _AskedElsewhereError, TryAgainError)
+
+
 class ClusterConnection:
     """Mixin of the connections of a ClusterClient."""
 
@@ -84,11 +101,16 @@ class ClusterConnection:
         """Read one reply.
 
         Raises what redis-py raises, but CLUSTERDOWN as a plain refusal: redis-py would close all
-        connections of the client, also those that wait for a reply of another server.
+        connections of the client, also those that wait for a reply of another server. Raises
+        _AskedElsewhereError in place of AskError.
         """
         connection: Any = super()
         try:
             return await connection.read_response(*args, **options)
+        except MovedError:
+            raise
+        except AskError as error:
+            raise _AskedElsewhereError(error) from None
         except ClusterDownError as error:
             raise ResponseError(f"CLUSTERDOWN {error}") from None
 
@@ -168,23 +190,52 @@ class ClusterClient(RedisCluster):
             await self._load_slots()
             async with self._room_at(self._server_of(args, options.get("target_nodes"))):
                 return await super().execute_command(*args, **options)
+        except _AskedElsewhereError as asked:
+            return await self._ask_at(asked.address, args, options)
         except (RedisConnectionError, RedisTimeoutError) as error:
             self._failed_node = getattr(error, "last_failed_node_name", self._failed_node)
             raise
-        except (RedisClusterException, ClusterError) as error:
+        except (RedisClusterException, ClusterError, AttributeError, LookupError) as error:
             raise _translated(error) from error
+
+    async def _ask_at(
+        self, address: Address, command: Sequence[Any], options: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401 (any reply)
+        """Send a command, with ASKING, to the server that its slot is moving to.
+
+        Raises RedisError; RedisConnectionError while some of its keys have not arrived.
+        """
+        node = self.get_node(*address)
+        if node is None:
+            node = ClusterNode(*address, "primary", **self.connection_kwargs)
+            self.nodes_manager.set_nodes(self.nodes_manager.nodes_cache, {node.name: node})
+        asking = PipelineCommand(0, "ASKING")
+        following = PipelineCommand(1, *command, **options)
+        async with self._room_at(node.name):
+            await node.execute_pipeline([asking, following])
+        reply: Any = following.result
+        if isinstance(reply, _REDIRECTIONS):
+            raise RedisConnectionError("the slot is moving")
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     async def send_many(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send commands in one round trip of each server; an error takes the place of a reply."""
         try:
             await self._load_slots()
-            by_node: dict[str, list[int]] = {}
-            for place, command in enumerate(commands):
-                node = self.node_of(keys_of(command)[0])
-                by_node.setdefault(node.name, []).append(place)
         except (RedisClusterException, ClusterError) as error:
             raise _translated(error) from error
         replies: list[Any] = [None] * len(commands)
+        by_node: dict[str, list[int]] = {}
+        for place, command in enumerate(commands):
+            try:
+                node = self.node_of(keys_of(command)[0])
+            except RedisClusterException as error:
+                replies[place] = _translated(error)
+                self.forget_slots()
+            else:
+                by_node.setdefault(node.name, []).append(place)
 
         async def send(name: str, places: list[int]) -> None:
             found = await self._ask(name, [commands[place] for place in places])
@@ -200,7 +251,7 @@ class ClusterClient(RedisCluster):
         """Send commands to one server; an error takes the place of a reply."""
         try:
             found = await self._send_at_once(name, commands)
-        except (RedisError, OSError, RedisClusterException) as error:
+        except (RedisError, OSError, RedisClusterException, AttributeError, LookupError) as error:
             found = [error] * len(commands)
         for place, reply in enumerate(found):
             if isinstance(reply, _REDIRECTIONS):
@@ -208,8 +259,8 @@ class ClusterClient(RedisCluster):
                     found[place] = await self.execute_command(*commands[place])
                 except (RedisError, OSError) as error:
                     found[place] = error
-            elif isinstance(reply, RedisClusterException):
-                found[place] = RedisConnectionError(str(reply))
+            elif isinstance(reply, RedisClusterException | AttributeError | LookupError):
+                found[place] = _translated(reply)
             if isinstance(found[place], RedisConnectionError | RedisTimeoutError | OSError):
                 self._failed_node = name
                 self.forget_slots()
@@ -249,7 +300,8 @@ class ClusterClient(RedisCluster):
     async def _read_slots(self) -> Exception | None:
         """Read the owners of the slots again; return why that failed."""
         try:
-            await self.nodes_manager.initialize(last_failed_node_name=self._failed_node)
+            async with asyncio.timeout(SLOTS_READS * self._timeout_s):
+                await self.nodes_manager.initialize(last_failed_node_name=self._failed_node)
         except Exception as error:  # noqa: BLE001 (for those who wait for it)
             self._initialize = True
             return error
@@ -305,7 +357,10 @@ class ClusterClient(RedisCluster):
 
         Raises RedisClusterException if none does.
         """
-        return self.nodes_manager.get_node_from_slot(key_slot(key.encode()))
+        slot = key_slot(key.encode())
+        if slot not in self.nodes_manager.slots_cache:
+            raise SlotNotCoveredError(f"no primary has slot {slot}")
+        return self.nodes_manager.get_node_from_slot(slot)
 
     async def primaries(self) -> list[ClusterNode]:
         """Return the primaries as the servers name them now.
@@ -445,17 +500,6 @@ class SlotMap:
         """Note what a server said: a slot has another owner."""
         self._owners[slot] = owner
         self.primaries |= {owner}
-
-    def pulse_key(self, owner: Address) -> str:
-        """Return the name of a counter that a primary owns.
-
-        Raises LookupError if the primary owns no slot.
-        """
-        for number in range(SLOTS):
-            name = f"{PULSE_PREFIX}{{{number}}}"
-            if self._owners[key_slot(name.encode())] == owner:
-                return name
-        raise LookupError(owner)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -45,8 +45,7 @@ from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import BATCH_BUCKETS, gauge, get_logger
 from scoreboard.runtime.tracing import CURRENT_SPAN
 from scoreboard.seasons import Season
-from scoreboard.store.batching import Batcher, Call, Entry, fail
-from scoreboard.store.cluster import Address
+from scoreboard.store.batching import ASKING, Batcher, Call, Entry, fail
 from scoreboard.store.keys import PULSE, PartitionKeys
 from scoreboard.store.partitions import turn_arguments
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
@@ -189,7 +188,8 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
             if layout is None:
                 layout = Layout(rules=rules)
             elif not _are_equal(layout.rules, rules):
-                fail([entry], Uninitialised, "The rules of the board are being read again")
+                changed = Uninitialised("The rules of the board are being read again")
+                self._fail_refused([entry], changed)
                 continue
             number = partition_of(entry.action.user_id, layout.partitions)
             call = open_calls.get((entry.board, number))
@@ -239,31 +239,38 @@ class Dispatcher(Batcher[_Entry, _SubmitCall]):
         Raises RedisTimeoutError if too few replicas have the batch.
         """
         began_s = time.perf_counter()
-        wait = self._wait_at(connection.address) if self._waits else ()
+        wait = self._wait_after(calls) if self._waits else ()
         try:
             replies, copied = await self.send(connection, calls, wait)
         finally:
             _CALL_SECONDS.observe(time.perf_counter() - began_s)
         if copied:
-            pulse, copies = copied
+            *_, pulse, copies = copied
             # An error reply proves no copy.
             counts = isinstance(pulse, int) and isinstance(copies, int)
             if not counts or copies < self._settings.replicas:
-                raise RedisTimeoutError("too few replicas have the batch")
+                lost = RedisTimeoutError("too few replicas have the batch")
+                if not any(isinstance(reply, Exception) for reply in replies):
+                    raise lost
+                # Refused calls changed nothing, so their replies stay.
+                return [reply if isinstance(reply, Exception) else lost for reply in replies]
         return replies
 
-    def _wait_at(self, address: Address | None) -> Sequence[Command]:
-        """Return the commands that wait for the replicas of a server.
+    def _wait_after(self, calls: Sequence[_SubmitCall]) -> Sequence[Command]:
+        """Return the commands that wait for the replicas of the server of calls.
 
         WAIT waits for this connection's last write. A replay writes nothing, so without the INCR,
-        WAIT would return at once for an action that no replica has.
+        WAIT would return at once for an action that no replica has. In a cluster the counter is one
+        of a partition, so that the server which gets the calls accepts it.
         """
         settings = self._settings
-        pulse = PULSE
-        if address is not None and self.slot_map is not None:
-            with suppress(LookupError):  # it owns no slot any more, and refuses the calls
-                pulse = self.slot_map.pulse_key(address)
-        return ("INCR", pulse), ("WAIT", settings.replicas, settings.replica_timeout_ms)
+        first = calls[0]
+        pulse = PartitionKeys(first.partition).pulse if self._is_cluster else PULSE
+        wait: list[Command] = [("INCR", pulse)]
+        if first.is_asking:
+            wait.insert(0, ASKING)
+        wait.append(("WAIT", settings.replicas, settings.replica_timeout_ms))
+        return wait
 
     def learn(self, call: _SubmitCall, refusal: Exception) -> bool:
         """Use the time or layout that a refusal contains; return whether it contains one."""

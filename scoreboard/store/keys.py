@@ -42,10 +42,6 @@ _EVENTS: Final = re.compile(r"sb:\{([^:]+):(0|[1-9]\d{0,2})\}:events", re.ASCII)
 PULSE: Final = "sb:pulse"
 """Counter that the dispatcher increments before it waits for replicas (docs/decisions/0006)."""
 
-PULSE_PREFIX: Final = f"{PULSE}:"
-"""Prefix of these counters in a cluster: each primary has one, with a hash tag that falls into one
-of its slots."""
-
 
 def load_test_key(board: str) -> str:
     """Name the mark of a board that a load of the scripts made: when its run was last alive, s."""
@@ -75,7 +71,17 @@ def commits_channel(partition: Partition, *, is_cluster: bool) -> str:
 class PartitionKeys:
     """The keys of one partition."""
 
-    __slots__ = ("banned", "board", "changes", "events", "gained", "meta", "shadow", "tag")
+    __slots__ = (
+        "banned",
+        "board",
+        "changes",
+        "events",
+        "gained",
+        "meta",
+        "pulse",
+        "shadow",
+        "tag",
+    )
 
     def __init__(self, partition: Partition) -> None:
         self.tag = tag = f"sb:{{{partition.board}:{partition.number}}}"
@@ -87,6 +93,8 @@ class PartitionKeys:
         """Hash user → score of those who are not on the board because they are banned."""
         self.gained = f"{tag}:gained"
         """Hash user → points gained in the current window, on a board with that limit."""
+        self.pulse = f"{tag}:pulse"
+        """In a cluster, the counter of a partition in place of ``PULSE``."""
         self.shadow = f"{tag}:shadow"
         """The board that a reseed loads; renamed to ``board`` when it is complete."""
 

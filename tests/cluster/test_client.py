@@ -15,6 +15,7 @@ from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
 from scoreboard.store.store import Store
 from tests.support.data.boards import open_board
+from tests.support.eventually import eventually_async
 from tests.support.servers.clusters import PASSWORD, Cluster, OwnCluster, slot_of
 
 NAMES = ["main", "one", "two", "three", "four"]
@@ -164,3 +165,83 @@ async def test_reads_that_wait_too_long_are_errors_in_place_of_replies(cluster: 
             node.resume()
 
     assert all(isinstance(reply, RedisError) for (reply,) in found)
+
+
+async def test_a_slot_that_moves_to_a_new_primary_is_read_there(own_cluster: OwnCluster) -> None:
+    cluster = own_cluster(replicas=0)
+    settings = Settings(redis_url=Secret(cluster.url))
+    async with make_client(settings, name="test") as client:
+        keys = [f"{{main:0}}:{number}" for number in range(20)]
+        await send_many(client, [("SET", key, "x") for key in keys])
+        await asyncio.gather(*(client.get(keys[0]) for _ in range(4)))  # several connections
+        added = await asyncio.to_thread(cluster.add_node)
+        with cluster.half_moved(slot_of(keys[0]), added):
+            for _ in range(2):
+                assert await send_many(client, [("GET", key) for key in keys]) == ["x"] * 20
+                assert [await client.get(key) for key in keys] == ["x"] * 20
+
+
+async def test_a_slot_without_a_primary_fails_only_its_own_partitions(
+    own_cluster: OwnCluster,
+) -> None:
+    cluster = own_cluster(replicas=0)
+    async with make_client(Settings(redis_url=Secret(cluster.url)), name="test") as client:
+        store = Store(client)
+        for name in NAMES:
+            await open_board(store, Board(name))
+        lost = slot_of("sb:{two:0}:meta")
+        for node in cluster.nodes:
+            node.call("CLUSTER", "DELSLOTS", lost)
+
+        async def is_noticed() -> bool:
+            found = await store.survey([Partition(name) for name in NAMES])
+            failed = [
+                name
+                for name, one in zip(NAMES, found, strict=True)
+                if isinstance(one, RedisUnavailable)
+            ]
+            assert set(failed) <= {"two"}
+            return bool(failed)
+
+        await eventually_async(is_noticed)
+        with pytest.raises(RedisUnavailable):
+            await store.state(Partition("two"))
+
+
+async def test_updates_of_other_slots_are_acknowledged_while_one_moves(
+    own_cluster: OwnCluster,
+) -> None:
+    """A counter that precedes WAIT was in one slot of each primary."""
+    cluster = own_cluster(replicas=1)
+    settings = Settings(
+        redis_url=Secret(cluster.url), acknowledge="replicated", replica_timeout_ms=2000
+    )
+    async with make_client(settings, name="test") as client:
+        for name in NAMES:
+            await open_board(Store(client), Board(name))
+        dispatcher = Dispatcher(settings)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(dispatcher.run())
+
+            async def update(number: int) -> set[int]:
+                done = await asyncio.gather(
+                    *(
+                        dispatcher.submit(name, Action("alice", f"win:{number}", 5))
+                        for name in NAMES
+                    )
+                )
+                return {receipt.score for receipt in done}
+
+            assert await update(1) == {5}
+            for node in cluster.primaries():
+                other = next(one for one in cluster.primaries() if one is not node)
+                free = next(
+                    slot
+                    for slot, owner in cluster.owners().items()
+                    if owner is node
+                    and all(slot != slot_of(f"sb:{{{name}:0}}:meta") for name in NAMES)
+                )
+                with cluster.half_moved(free, other):
+                    await update(2)
+            dispatcher.close()
+        assert {key.rpartition(":")[2] for key in await client.keys("*pulse")} == {"pulse"}

@@ -10,14 +10,14 @@ import pytest
 import redis
 
 from cli.embedded.servers import EmbeddedValkey
-from scoreboard.errors import OutcomeUnknown, UnsafeRedis
-from scoreboard.model import Action, Receipt, unpack_score
+from scoreboard.errors import Fenced, OutcomeUnknown, UnsafeRedis
+from scoreboard.model import Action, Board, Partition, Receipt, unpack_score
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.durability import require_durability
 from scoreboard.store.store import Store
 from tests.integration.test_dispatcher import running
-from tests.support.data.boards import open_board
+from tests.support.data.boards import fence, open_board
 from tests.support.eventually import eventually, eventually_async
 from tests.support.servers.stores import OwnValkey
 
@@ -101,3 +101,52 @@ async def test_a_primary_without_min_replicas_is_refused(own_valkey: OwnValkey) 
     with pytest.raises(UnsafeRedis, match=r"min-replicas-to-write is 0, must be 1.*0 replicas"):
         await require_durability(client, settings)
     await client.aclose()
+
+
+async def test_a_refused_repeat_of_an_action_that_was_applied_has_an_unknown_outcome(
+    pair: tuple[EmbeddedValkey, EmbeddedValkey],
+) -> None:
+    """The refusal concerns the repeat; the first call may have been applied."""
+    primary, replica = pair
+    settings = settings_for(primary, timeout_ms=600)
+    assert replica.pid is not None
+    async with make_client(settings, name="test") as client, running(settings) as dispatcher:
+        store, partition = Store(client), Partition("main")
+        await open_board(store)
+        await dispatcher.submit("main", Action("alice", "win:1", 5))
+        os.kill(replica.pid, signal.SIGSTOP)
+        waiting = asyncio.ensure_future(dispatcher.submit("main", Action("alice", "win:2", 7)))
+        await eventually_async(lambda: has_seq(store, partition, 2))
+        await fence(store, partition, "test:1")
+
+        with pytest.raises(OutcomeUnknown):
+            await waiting
+
+        assert (await store.state(partition)).seq == 2
+
+
+async def test_a_call_that_a_server_refuses_keeps_its_answer_if_replicas_are_away(
+    pair: tuple[EmbeddedValkey, EmbeddedValkey],
+) -> None:
+    primary, replica = pair
+    settings = settings_for(primary, timeout_ms=1500)
+    assert replica.pid is not None
+    async with make_client(settings, name="test") as client, running(settings) as dispatcher:
+        store = Store(client)
+        await open_board(store)
+        await open_board(store, Board("other"))
+        await fence(store, Partition("other"), "test:1")
+        await dispatcher.submit("main", Action("alice", "win:1", 5))
+        os.kill(replica.pid, signal.SIGSTOP)
+
+        found = await asyncio.gather(
+            dispatcher.submit("main", Action("alice", "win:2", 7)),
+            dispatcher.submit("other", Action("alice", "win:2", 7)),
+            return_exceptions=True,
+        )
+
+        assert [type(one) for one in found] == [OutcomeUnknown, Fenced]
+
+
+async def has_seq(store: Store, partition: Partition, seq: int) -> bool:
+    return (await store.state(partition)).seq == seq
