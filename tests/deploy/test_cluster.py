@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -237,7 +238,7 @@ class Nodes:
 
     def login(self, user: str) -> dict[str, str]:
         """Return user and password."""
-        if user in {"health", "admin"}:
+        if user in {"health", "admin", "maintenance"}:
             return {"username": user, "password": user}
         return json.loads((self.secrets / user / "redis").read_text())
 
@@ -340,7 +341,7 @@ def test_forming_that_was_interrupted_is_continued(nodes: Nodes) -> None:
     """At each step: slots of one primary, two nodes that met, a replica."""
     first, second, third, fourth, *_ = nodes.ports
     nodes.run("cluster", first, "CLUSTER", "SET-CONFIG-EPOCH", 1)
-    nodes.run("cluster", first, "CLUSTER", "ADDSLOTSRANGE", 0, 5460)
+    nodes.run("cluster", first, "CLUSTER", "ADDSLOTS", *range(5461))
     bus = nodes.nodes(fourth)[fourth].bus_port
     nodes.run("cluster", first, "CLUSTER", "MEET", "127.0.0.1", fourth, bus)
     eventually(lambda: first in nodes.nodes(fourth) and nodes.nodes(fourth)[first].is_linked)
@@ -381,6 +382,7 @@ def test_slots_that_were_moved_stay(formed: Nodes) -> None:
     slot = key_slot(KEY.encode())
     source = formed.owner()
     words = ("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target)
+    let_maintain(formed)
     before = formed.run("admin", first, "ACL", "LIST")
     set_rights_of_replicas(formed, may_write=True)
     formed.run("operator", source, "HSET", KEY, "epoch", 1)
@@ -392,7 +394,7 @@ def test_slots_that_were_moved_stay(formed: Nodes) -> None:
     formed.run("flusher", source, *read)
     formed.run("api", source, "HSET", "sb:{main:0}:seen:0", "a", "1")
     formed.run("api", source, "EXPIRE", "sb:{main:0}:seen:0", 1000)
-    formed.run("cluster", source, *words)
+    formed.run("maintenance", source, *words)
     eventually(lambda: formed.owner() == second)
     assert formed.form().stderr == "the cluster is complete\n"
     assert formed.owner() == second
@@ -414,6 +416,51 @@ def set_rights_of_replicas(nodes: Nodes, *, may_write: bool) -> None:
         nodes.run("rotator", port, "ACL", "SETUSER", "replica", *rules)
 
 
+def let_maintain(nodes: Nodes) -> None:
+    """Make the login for commands by hand on every node, as the guide says."""
+    page = (ROOT / "docs/how-to/cluster.md").read_text()
+    (rules,) = re.findall(r"^ACL SETUSER maintenance (reset .+)$", page, re.MULTILINE)
+    for port in nodes.ports:
+        words = rules.replace("PASSWORD", nodes.login("maintenance")["password"]).split()
+        nodes.run("rotator", port, "ACL", "SETUSER", "maintenance", *words)
+
+
+def test_the_login_for_commands_by_hand_is_ended(formed: Nodes) -> None:
+    first, *_, last = formed.ports
+    let_maintain(formed)
+    formed.run("maintenance", last, "CLUSTER", "FAILOVER")
+    eventually(lambda: formed.run("cluster", last, "ROLE")[0] == "master")
+    formed.run("rotator", first, "ACL", "SETUSER", "maintenance", "reset")
+    with pytest.raises(redis.exceptions.AuthenticationError):
+        formed.run("maintenance", first, "PING")
+
+
+def test_who_has_the_login_of_replicas_can_confirm_what_no_replica_has(formed: Nodes) -> None:
+    """A limit that decision 0183 states."""
+    source = formed.owner()
+    primary = formed.nodes(source)[source].id
+    (replica,) = (port for port, one in formed.nodes(source).items() if one.primary == primary)
+    login = formed.login("replica")
+    formed.end(replica, signal.SIGKILL)
+    eventually(lambda: formed.run("cluster", source, "ROLE")[2] == [])
+    with socket.create_connection(("127.0.0.1", source)) as forger:
+        forger.sendall(f"AUTH {login['username']} {login['password']}\r\n".encode())
+        assert forger.recv(100) == b"+OK\r\n"
+        forger.sendall(b"PSYNC ? -1\r\n")
+
+        def is_confirmed() -> bool:
+            forger.sendall(b"REPLCONF ACK 99999999999\r\n")
+            with formed.as_user("api", source) as client:
+                try:
+                    client.execute_command("HSET", KEY, "epoch", 1)
+                except redis.ResponseError as error:  # until the forged replica counts
+                    assert "NOREPLICAS" in str(error)
+                    return False
+                return client.execute_command("WAIT", 1, 100) == 1
+
+        eventually(is_confirmed)
+
+
 def test_a_primary_is_added(formed: Nodes) -> None:
     first, second = formed.add(2)
     formed.start(first, second)
@@ -429,9 +476,9 @@ def test_a_primary_is_added(formed: Nodes) -> None:
     formed.run("operator", source, "HSET", KEY, "epoch", 1)
     set_rights_of_replicas(formed, may_write=True)
     slot = key_slot(KEY.encode())
-    formed.run(
-        "cluster", source, "CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target
-    )
+    words = ("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target)
+    let_maintain(formed)
+    formed.run("maintenance", source, *words)
     eventually(lambda: formed.owner() == first)
     assert formed.form().stderr == "the cluster is complete\n"
     assert formed.run("operator", first, "HGET", KEY, "epoch") == "1"
@@ -445,9 +492,10 @@ def test_a_slot_is_not_moved_with_the_usual_rights_of_replicas(formed: Nodes) ->
     target = next(port for port in (first, second) if port != source)
     node_id = formed.nodes(first)[target].id
     words = ("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", node_id)
-    formed.run("cluster", source, *words)
+    let_maintain(formed)
+    formed.run("maintenance", source, *words)
     reply = ("CLUSTER", "GETSLOTMIGRATIONS")
-    eventually(lambda: "NOPERM" in str(formed.run("cluster", source, *reply)))
+    eventually(lambda: "NOPERM" in str(formed.run("maintenance", source, *reply)))
     assert formed.owner() == source
 
 
@@ -526,11 +574,12 @@ def test_slots_whose_nodes_have_lost_everything_are_not_served_empty(formed: Nod
     assert done.returncode == 1
     assert "slots that were in use have no node" in done.stderr
 
+    let_maintain(formed)
     for port in {*formed.ports} - {source, replica}:  # as the guide says
         for lost in (source, replica):
-            formed.run("cluster", port, "CLUSTER", "FORGET", before[lost].id)
+            formed.run("maintenance", port, "CLUSTER", "FORGET", before[lost].id)
     slots = before[source].slots
-    formed.run("cluster", source, "CLUSTER", "ADDSLOTSRANGE", min(slots), max(slots))
+    formed.run("maintenance", source, "CLUSTER", "ADDSLOTSRANGE", min(slots), max(slots))
     done = formed.form()
     assert done.returncode == 0, done.stderr
     assert formed.nodes(replica)[replica].primary == formed.nodes(source)[source].id
@@ -676,6 +725,11 @@ def test_a_rotation_changes_every_node(system: tuple[System, Nodes]) -> None:
         ("replica", ("CONFIG", "GET", "*")),
         ("replica", ("CLUSTER", "SYNCSLOTS", "ESTABLISH")),
         ("cluster", ("HGETALL", KEY)),
+        ("cluster", ("CLUSTER", "GETKEYSINSLOT", "0", "1")),
+        ("cluster", ("CLUSTER", "RESET")),
+        ("cluster", ("CLUSTER", "FLUSHSLOTS")),
+        ("cluster", ("CLUSTER", "FAILOVER")),
+        ("cluster", ("CLUSTER", "FORGET", "0" * 40)),
         ("cluster", ("ACL", "LIST")),
         ("cluster", ("CONFIG", "GET", "*")),
         ("cluster", ("SHUTDOWN",)),
