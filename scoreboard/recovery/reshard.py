@@ -3,7 +3,8 @@
 The new partitions are loaded beside the old ones, which go on accepting actions. What was counted
 meanwhile is added in rounds. Then the old partitions are fenced, the rest is added, the layout and
 new epochs are recorded in one transaction, and the new partitions are opened: updates are refused
-for that time only, and reads are answered by the old partitions until the new ones are open.
+for that time only. Reads are answered by the old partitions until then; they wait while partitions
+open, and get 503 after two seconds if the opening fails or this process is killed meanwhile.
 
 Invariants: before the transaction the old partitions lose nothing, so a run that fails lets them go
 on, and the next run lets them go on if this process was killed; after it, only the opening is left,
@@ -460,8 +461,8 @@ class _Reshard:
 
     def _explain(self, error: ScoreboardError) -> NoReturn:
         raise type(error)(
-            f"The change of board {self._board.name} is not complete, and its updates are refused: "
-            f"run the command again ({error.detail})"
+            f"The change of board {self._board.name} is not complete. Its updates are refused, and "
+            f"reads may be, too: run the command again ({error.detail})"
         ) from error
 
     async def _let_go_on(self) -> None:

@@ -72,7 +72,7 @@ class Durability(Struct, frozen=True):
 
     ``vouched`` lists the settings that the server hides and the operator guarantees; empty if the
     server shows its settings. In a cluster it is the durability of all primaries that answer;
-    ``away`` names the others, which accept nothing.
+    ``away`` names the others: this process cannot reach them, so they are not checked.
     """
 
     problems: tuple[str, ...]
