@@ -309,8 +309,8 @@ def reshard(*, name: str, partitions: int, yes: bool, as_json: bool, data_dir: P
     The new partitions are loaded from PostgreSQL while the old ones go on. Then updates are
     answered with 503 for about a second, and the change is given up if its rest is not loaded
     within 10 s. Reads are answered, but if the command fails or is killed while the new
-    partitions open, they get 503, too. If the command is killed, run it again. Until it has ended, other commands and the administrator's page cannot
-    change the board.
+    partitions open, they get 503, too. If the command is killed, run it again. Until it has
+    ended, other commands and the administrator's page cannot change the board.
 
     \b
     Example:
