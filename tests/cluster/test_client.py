@@ -6,13 +6,14 @@ import pytest
 from redis.exceptions import RedisError
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError
-from scoreboard.model import Action, Board, Partition
+from scoreboard.model import Action, Board, Layout, Partition
 from scoreboard.runtime.connection_urls import driver_error, error_text
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.cluster import send_many
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
+from scoreboard.store.keys import load_test_key
 from scoreboard.store.store import Store
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
@@ -124,6 +125,19 @@ async def test_every_primary_gets_its_own_updates(cluster: Cluster) -> None:
             dispatcher.close()
         assert {receipt.score for receipt in receipts} == {5}
         assert await Store(client).count_users([Board(name) for name in NAMES]) == [50] * len(NAMES)
+
+
+async def test_every_partition_of_a_board_is_removed(cluster: Cluster) -> None:
+    board = Board(layout=Layout(partitions=2))
+    partitions = [Partition(board.name, number) for number in range(2)]
+    async with make_client(Settings(redis_url=Secret(cluster.url)), name="test") as client:
+        store = Store(client)
+        await open_board(store, board)
+        await client.set(load_test_key(board.name), "1")
+        for partition in partitions:
+            await store.remove(partition, board.layout)
+        assert await store.states(board.name) == {}
+        assert not await client.exists(load_test_key(board.name))
 
 
 @pytest.mark.parametrize("command", ["exists", "unlink", "get"])
