@@ -100,6 +100,8 @@ class Search:
         self._search_due_s = self._scan_due_s = 0.0
         self._missing_boards: set[str] = set()
         self._unreadable: set[Partition] = set()
+        self._unreachable: RedisUnavailable | None = None
+        """The last error of a partition whose primary did not answer in this turn."""
         self._is_list_failing = False
 
     async def run(self, stop: StopEvent) -> None:
@@ -163,6 +165,7 @@ class Search:
 
     async def _take_turn(self, connection: Connection) -> None:
         self._is_due.clear()
+        self._unreachable = None
         if time.monotonic() >= self._search_due_s:
             async with asyncio.timeout(SEARCH_LIMIT_S):
                 await self._find_configured(connection)
@@ -185,6 +188,8 @@ class Search:
                 waiting = await count_held(connection)
                 metrics.HELD_ACTIONS.set(waiting.actions)
                 metrics.HELD_AGE.set(waiting.oldest_s)
+        if self._unreachable is not None:
+            raise self._unreachable
 
     async def _find_configured(self, connection: Connection) -> None:
         """Serve the partitions of the configured boards, and those that they no longer have."""
@@ -255,10 +260,12 @@ class Search:
     ) -> TypeGuard[Survey]:
         """Return whether the keys of a partition could be read; log once if not.
 
-        One that cannot be parsed does not affect others. Raises RedisUnavailable.
+        One that cannot be parsed does not affect others, nor one of a primary that is away: the
+        turn fails after all others.
         """
         if isinstance(found, RedisUnavailable):
-            raise found
+            self._unreachable = found
+            return False
         if isinstance(found, UnexpectedReply):
             if partition not in self._unreadable:
                 self._unreadable.add(partition)

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from scoreboard.model import Partition, partition_of
+from scoreboard.model import Action, Board, Partition, Receipt, partition_of
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.keys import PartitionKeys
 from tests.faults.checks import drain
 from tests.faults.cluster_stack import ClusterStack
 from tests.faults.http import HttpConnection
 from tests.faults.stack import started
 from tests.support.eventually import eventually_async
+from tests.support.servers.clusters import OwnCluster
+from tests.support.servers.flushers import act, flushing, make_board, positions
 
 pytestmark = pytest.mark.slow
 
@@ -73,6 +77,31 @@ class Caller:
                     return error.code
 
         return await asyncio.to_thread(read)
+
+
+async def test_boards_of_other_primaries_are_found_by_the_scan(
+    own_cluster: OwnCluster, database_url: str
+) -> None:
+    cluster = own_cluster(replicas=0)
+    settings = Settings(
+        redis_url=Secret(cluster.url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+    names = ["main", *(f"board-{number}" for number in range(8))]
+    primaries = {name: cluster.primary_of(PartitionKeys(Partition(name)).meta) for name in names}
+    # The scan reads the boards in the order of their names.
+    lost = next(name for name in names[1:] if primaries[name] is not primaries["main"])
+    others = [name for name in names[1:] if primaries[name] is not primaries[lost]]
+    assert others[-1] > lost
+    for name in names:
+        await make_board(settings, Board(name))
+    for name in others:  # without a flusher that hears of it
+        (receipt,) = await act(settings, Action("alice", "win:1", 5), board=name)
+        assert isinstance(receipt, Receipt)
+    primaries[lost].kill()
+    async with flushing(settings):
+        await eventually_async(
+            lambda: all(positions(settings, name) == {0: 1} for name in others), within_s=20
+        )
 
 
 @pytest.mark.timeout(120)
