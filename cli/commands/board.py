@@ -330,6 +330,10 @@ def reshard(*, name: str, partitions: int, yes: bool, as_json: bool, data_dir: P
         f"Board {name} has {count_partitions(partitions)}: {done.users} users, epoch {done.epoch}, "
         f"{done.duration_s:.1f} s; updates were refused for {done.pause_s:.2f} s"
     )
+    if not done.is_listed:
+        print_message(
+            "The list of boards in Redis could not be changed: the flusher copies it within 30 s"
+        )
 
 
 @board.command(name="list")

@@ -293,6 +293,17 @@ async def translate_errors() -> AsyncIterator[None]:
         raise DatabaseUnavailable(describe(error)) from error
 
 
+async def limit_statements(connection: Connection, limit_s: float) -> None:
+    """Limit how long each further statement of a session may take, waits for locks included.
+
+    ``connection`` is in autocommit. Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        await connection.execute(
+            "SELECT set_config('statement_timeout', %s, false)", [f"{round(limit_s * 1000)}ms"]
+        )
+
+
 @asynccontextmanager
 async def snapshot(connection: Connection) -> AsyncIterator[None]:
     """Run the block in one snapshot (REPEATABLE READ), without blocking other sessions.

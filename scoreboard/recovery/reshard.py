@@ -13,6 +13,7 @@ partition is held.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from msgspec.structs import replace
 from scoreboard.errors import OperatorMistake, ScoreboardError, WaitTimeout
 from scoreboard.ledger import dead_letters
 from scoreboard.ledger.boards import select_board
-from scoreboard.ledger.pool import Connection, snapshot
+from scoreboard.ledger.pool import Connection, limit_statements, snapshot
 from scoreboard.ledger.positions import Position, lock_partitions, select_position
 from scoreboard.model import Board, Partition
 from scoreboard.recovery.loading import Loader, Mark, ReportProgress, bounded_calls, report_nothing
@@ -44,6 +45,8 @@ from scoreboard.recovery.reseed import (
     wait_until_drained,
 )
 from scoreboard.runtime.audit import write_audit
+from scoreboard.runtime.lifecycle import backoff_s
+from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.partitions import PartitionState
 from scoreboard.store.store import Store
 
@@ -75,6 +78,12 @@ READY_ENTRIES: Final = 2000
 ROUNDS_MAX: Final = 100
 """Most rounds that wait for a flusher that lags."""
 
+CHANGE_STATEMENT_S: Final = 10.0
+"""Longest statement of PostgreSQL from the record to the opening, while updates are refused."""
+
+RELEASE_S: Final = 30.0
+"""How long the release of old partitions is repeated while Redis is away."""
+
 TRIES_MAX: Final = 3
 """Most loads of a board whose season ends meanwhile."""
 
@@ -86,9 +95,14 @@ UNSETTLED_S: Final = 1.0
 
 _POLL_S: Final = 0.05
 
+_log = get_logger(__name__)
+
 
 class Resharded(Struct, frozen=True):
-    """The result of a reshard. ``pause_s`` is the time for which updates were refused."""
+    """The result of a reshard. ``pause_s`` is the time for which updates were refused.
+
+    ``is_listed`` is False if the list of boards in Redis could not be changed: the flusher does it.
+    """
 
     board: str
     before: int
@@ -98,6 +112,7 @@ class Resharded(Struct, frozen=True):
     actions: int
     pause_s: float
     duration_s: float
+    is_listed: bool = True
 
 
 def count_partitions(partitions: int) -> str:
@@ -122,7 +137,8 @@ async def reshard(
     Raises UnknownBoard, OperatorMistake (the board has so many, is not open, or another operator
     works on it), Outdated (it was fenced meanwhile), WaitTimeout (the flusher makes no progress),
     ScriptFailed, RedisUnavailable, DatabaseUnavailable. The text says if the board has to be
-    completed; else it goes on with the partitions that it had.
+    completed; else it goes on with the partitions that it had. Partitions that cannot be let go on
+    for ``RELEASE_S`` have to be completed, too.
     """
     started_at = time.monotonic()
     board = await select_board(connection, name)
@@ -162,6 +178,7 @@ async def _complete(
     if layouts.are_current and not layouts.closed:
         raise OperatorMistake(f"Board {board.name} has {count_partitions(count)} already")
     began_s = time.monotonic()
+    is_listed = True
     if not layouts.differing and not layouts.closed:
         # Only the partitions of before are left.
         token = make_token(f"{FENCE}:{actor}")
@@ -171,7 +188,7 @@ async def _complete(
             await store.fence(stray, token, states[stray.number])
         await wait_until_drained(store, strays, report)
         await open_partitions(store, board, token, {}, {}, strays=strays)
-        await mirror_board(store, connection, board.name)
+        is_listed = await _copy_to_list(store, connection, board.name)
         window = await store.leaderboard(board.name, limit=0)
         epoch, users, actions, pause_s = window.positions[0][0], window.total, 0, 0.0
     else:
@@ -186,6 +203,7 @@ async def _complete(
         actions=actions,
         pause_s=pause_s,
         duration_s=time.monotonic() - began_s,
+        is_listed=is_listed,
     )
 
 
@@ -207,6 +225,16 @@ async def _let_go_on(store: Store, connection: Connection, board: Board, layouts
             return False
     for number in fenced:
         await store.release(Partition(board.name, number), states[number].fence, board.state)
+    return True
+
+
+async def _copy_to_list(store: Store, connection: Connection, name: str) -> bool:
+    """Copy a board that is open again to the list; return False if it fails."""
+    try:
+        await mirror_board(store, connection, name)
+    except ScoreboardError as error:
+        _log.warning("board_list_not_copied", reason=error.detail)
+        return False
     return True
 
 
@@ -242,16 +270,23 @@ class _Reshard:
         """Whether PostgreSQL has the new layout; None while that is unknown."""
 
     async def run(self, started_at: float) -> Resharded:
+        failure: ScoreboardError | None = None
         try:
             for _ in range(TRIES_MAX):
                 done = await self._try(started_at)
                 if done is not None:
                     return done
-        except BaseException:
+                failure = await self._let_go_on()
+                if failure is not None:
+                    break
+        except BaseException as error:
             if self._is_recorded is False:
-                await self._let_go_on()
+                failure = await self._let_go_on()
+                if failure is not None and isinstance(error, ScoreboardError):
+                    self._explain(failure)
             raise
-        await self._let_go_on()
+        if failure is not None:
+            self._explain(failure)
         raise WaitTimeout(f"Seasons of board {self._board.name} ended meanwhile; {self._goes_on}")
 
     async def _try(self, started_at: float) -> Resharded | None:
@@ -354,7 +389,6 @@ class _Reshard:
                 fenced = await self._fence()
                 await wait_until_drained(self._store, self._old, self._report, stall_s=STALL_S)
                 if await self._season() != season:
-                    await self._let_go_on()
                     return None
                 async with snapshot(self._connection):
                     unresolved = await dead_letters.select_unresolved_events(
@@ -365,12 +399,13 @@ class _Reshard:
                     await loader.load_unresolved_records(unresolved)
                     members = await loader.count_members(counted)
                 beginnings = await self._beginnings(fenced, season)
+                gains = [await self._store.gains(partition) for partition in self._old]
+                await limit_statements(self._connection, CHANGE_STATEMENT_S)
         except (TimeoutError, WaitTimeout) as error:
             raise WaitTimeout(
                 f"The flusher did not commit the last actions in time; {self._goes_on}. Run the "
                 "command again when the flusher has caught up"
             ) from error
-        gains = [await self._store.gains(partition) for partition in self._old]
 
         async def change() -> None:
             self._is_recorded = None
@@ -414,7 +449,7 @@ class _Reshard:
             await changing
             raise
         ended_s = time.monotonic()
-        await mirror_board(self._store, self._connection, self._board.name)
+        is_listed = await _copy_to_list(self._store, self._connection, self._board.name)
         return Resharded(
             board=self._board.name,
             before=len(self._old),
@@ -424,6 +459,7 @@ class _Reshard:
             actions=self._actions,
             pause_s=ended_s - self._fenced_at_s,
             duration_s=ended_s - started_at,
+            is_listed=is_listed,
         )
 
     async def _fence(self) -> Mapping[Partition, tuple[int, int]]:
@@ -465,11 +501,31 @@ class _Reshard:
             f"reads may be, too: run the command again ({error.detail})"
         ) from error
 
-    async def _let_go_on(self) -> None:
-        """Let the old partitions go on, and drop what was loaded. Another owner's fence stays."""
-        for partition in self._old:
-            with suppress(ScoreboardError):  # the next run does it
-                await self._store.release(partition, self._token, self._before.state)
+    async def _let_go_on(self) -> ScoreboardError | None:
+        """Let the old partitions go on, and drop what was loaded. Another owner's fence stays.
+
+        Repeats it for ``RELEASE_S``. Returns the error of a partition that still could not be let
+        go on, for the next run.
+        """
+        give_up_at = time.monotonic() + RELEASE_S
+        held = self._old
+        for attempt in itertools.count():
+            failure: ScoreboardError | None = None
+            left: list[Partition] = []
+            for partition in held:
+                try:
+                    await self._store.release(partition, self._token, self._before.state)
+                except OperatorMistake:
+                    continue  # it was not fenced, or an earlier attempt succeeded
+                except ScoreboardError as error:
+                    failure = error
+                    left.append(partition)
+            held = left
+            delay_s = backoff_s(attempt, most_s=2.0)
+            if failure is None or time.monotonic() + delay_s > give_up_at:
+                break
+            await asyncio.sleep(delay_s)
         for partition in self._new[len(self._old) :]:
             with suppress(ScoreboardError):
                 await self._store.retire(partition, self._token, self._before.layout)
+        return failure

@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from msgspec.structs import replace
 from scoreboard.errors import (
     Banned,
     Busy,
+    DatabaseUnavailable,
     Fenced,
     OperatorMistake,
     OutcomeUnknown,
+    RedisUnavailable,
     Uninitialised,
     WaitTimeout,
 )
@@ -380,6 +382,88 @@ async def test_a_flusher_that_stops_during_the_pause_ends_it(
         await eventually_async(lambda: len(load.acknowledged) > played + len(USERS))
     async with flushing(settings):
         await check_sound(settings, 2, load)
+
+
+async def test_a_release_is_repeated_until_redis_answers(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.recovery.reshard.STALL_S", 0.3)
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+    lost = away_for(monkeypatch, 2)
+    with pytest.raises(WaitTimeout, match="goes on with its 2 partitions"):
+        await fail_in_the_pause(settings, monkeypatch)
+    assert next(lost) > 2
+    async with store_of(settings) as store:
+        assert all(state.is_open for state in (await store.states("main")).values() if state.epoch)
+
+
+async def test_a_board_that_cannot_be_let_go_on_is_told_and_completed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.recovery.reshard.STALL_S", 0.3)
+    monkeypatch.setattr("scoreboard.recovery.reshard.RELEASE_S", 0.5)
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+    async with flushing(settings):
+        await eventually_async(lambda: is_drained(settings, partitions=2))
+        with monkeypatch.context() as patch:
+            away_for(patch, 1000)
+            with pytest.raises(RedisUnavailable, match="are refused: run the command again"):
+                await fail_in_the_pause(settings, patch)
+        assert (await do_reshard(settings, 3)).partitions == 3
+
+
+def away_for(monkeypatch: pytest.MonkeyPatch, times: int) -> Iterator[int]:
+    """Let releases fail some times; return the counter of releases."""
+    counter = itertools.count()
+    real = Store.release
+
+    async def release(store: Store, *arguments: Any) -> None:
+        if next(counter) < times:
+            raise RedisUnavailable("no answer")
+        await real(store, *arguments)
+
+    monkeypatch.setattr(Store, "release", release)
+    return counter
+
+
+async def fail_in_the_pause(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reshard a board whose drain never ends."""
+
+    async def wait(*_: Any, **__: Any) -> None:
+        raise WaitTimeout("stalled")
+
+    monkeypatch.setattr("scoreboard.recovery.reshard.wait_until_drained", wait)
+    await do_reshard(settings, 3)
+
+
+async def test_a_record_that_waits_for_a_lock_ends_the_pause(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.recovery.reshard.CHANGE_STATEMENT_S", 0.5)
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+    async with flushing(settings):
+        with psycopg.connect(settings.database_url.reveal()) as other:
+            other.execute("SELECT FROM boards WHERE board = 'main' FOR NO KEY UPDATE")
+            async with asyncio.timeout(10):
+                with pytest.raises(DatabaseUnavailable, match="run the command again"):
+                    await do_reshard(settings, 3)
+        assert (await do_reshard(settings, 3)).partitions == 3
+
+
+async def test_a_list_that_cannot_be_copied_does_not_fail_a_reshard(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_board(settings, Board(layout=Layout(partitions=2)))
+
+    async def write(*_: Any) -> None:
+        raise RedisUnavailable("no answer")
+
+    async with flushing(settings):
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "write_boards", write)
+            done = await do_reshard(settings, 3)
+        assert (done.partitions, done.is_listed) == (3, False)
+        assert (await do_reshard(settings, 2)).is_listed
 
 
 async def test_flushers_come_and_go_during_reshards(settings: Settings, tmp_path: Path) -> None:
