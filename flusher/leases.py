@@ -3,7 +3,8 @@
 Each flusher waits for the lease of every partition, so the first one would keep all of them. A
 process that leads more than its share yields one lease at a time, to the flusher that has waited
 longest. A process without a primary of Redis neither waits for a lease nor keeps one that another
-process waits for. No I/O.
+process waits for. One that cannot reach the primary of a partition does not keep its lease either.
+No I/O.
 """
 
 import time
@@ -36,12 +37,15 @@ class Leases:
         """Stop counting a partition whose lease was released."""
         self._led.discard(partition)
 
-    def must_yield(self, partition: Partition, flushers: int) -> bool:
+    def must_yield(
+        self, partition: Partition, flushers: int, *, is_unreachable: bool = False
+    ) -> bool:
         """Return whether to yield the lease of a partition that has this many flushers.
 
+        ``is_unreachable`` says that its primary does not answer this process, though others may.
         The partition then no longer counts, also while its last batch is committed.
         """
-        if not self.is_redis_up:
+        if is_unreachable or not self.is_redis_up:
             return flushers > 1
         share = -(-len(self._partitions) // max(flushers, 1))
         is_due = self._clock() - self._yielded_at_s >= YIELD_EVERY_S

@@ -65,6 +65,12 @@ CORRECT_EVERY_S: Final = 3.0
 TURN_S: Final = 1.0
 """How long a partition with work may keep others waiting for a turn."""
 
+UNREACHABLE_S: Final = 5.0
+"""How long a leader keeps the lease of a partition whose primary does not answer it.
+
+On a cluster the primary may answer another flusher. If it is away, its flushers take turns.
+"""
+
 LEADS_LONGER_S: Final = 2.0
 """A leader of an idle partition stays longer than those that wait: they would take over."""
 
@@ -135,6 +141,8 @@ class PartitionFlusher:
         self._lagging_seq = 0
         self._position = Position()
         self._is_yielding = False
+        self._unreachable_at_s: float | None = None
+        """When Redis stopped answering this leader."""
         self._successor: Writer | None = None
         self._renew_at_s = 0.0
         self._checked_at_s = 0.0
@@ -204,6 +212,7 @@ class PartitionFlusher:
 
     async def _lead(self, writer: Writer, stop: StopEvent) -> None:
         self._must_claim = True
+        self._unreachable_at_s = None
         while not stop.is_set and not self._is_ending and not await self._has_successor(writer):
             try:
                 if self._must_start_over:
@@ -232,6 +241,10 @@ class PartitionFlusher:
             except (RedisUnavailable, Uninitialised, GroupMissing) as error:
                 self._must_start_over = False
                 self.status.set_failed(Condition.REDIS_AWAY, error)
+                if not isinstance(error, RedisUnavailable):
+                    self._unreachable_at_s = None
+                elif self._unreachable_at_s is None:
+                    self._unreachable_at_s = time.monotonic()
                 await self._pause(stop)
                 await self._consider_yielding(writer)
 
@@ -455,7 +468,11 @@ class PartitionFlusher:
     async def _consider_yielding(self, writer: Writer) -> None:
         """Decide whether another flusher should lead. It also keeps the lease's session alive."""
         flushers = await writer.count_flushers()
-        if not self._is_ending and self._leases.must_yield(self.partition, flushers):
+        since_s = self._unreachable_at_s
+        is_unreachable = since_s is not None and time.monotonic() - since_s >= UNREACHABLE_S
+        if not self._is_ending and self._leases.must_yield(
+            self.partition, flushers, is_unreachable=is_unreachable
+        ):
             self._is_yielding = True
             _log.info("lease_yielded", partition=str(self.partition))
 
@@ -641,6 +658,7 @@ class PartitionFlusher:
 
     def _succeed(self) -> None:
         self._attempt = 0
+        self._unreachable_at_s = None
         self.status.last_success_s = time.time()
         self._last_success.set(self.status.last_success_s)
 

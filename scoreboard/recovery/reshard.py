@@ -509,8 +509,9 @@ class _Reshard:
         """
         give_up_at = time.monotonic() + RELEASE_S
         held = self._old
+        failure: ScoreboardError | None = None
         for attempt in itertools.count():
-            failure: ScoreboardError | None = None
+            failure = None
             left: list[Partition] = []
             for partition in held:
                 try:

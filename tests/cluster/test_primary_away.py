@@ -18,7 +18,7 @@ from tests.faults.http import HttpConnection
 from tests.faults.stack import started
 from tests.support.eventually import eventually_async
 from tests.support.servers.clusters import OwnCluster
-from tests.support.servers.flushers import act, flushing, make_board, positions
+from tests.support.servers.flushers import FlusherProcess, act, flushing, make_board, positions
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +102,32 @@ async def test_boards_of_other_primaries_are_found_by_the_scan(
         await eventually_async(
             lambda: all(positions(settings, name) == {0: 1} for name in others), within_s=20
         )
+
+
+async def test_a_leader_that_cannot_reach_its_primary_yields_the_lease(
+    own_cluster: OwnCluster, database_url: str, tmp_path: Path
+) -> None:
+    cluster = own_cluster(replicas=0)
+    settings = Settings(
+        redis_url=Secret(cluster.url), database_url=Secret(database_url), flusher_metrics_port=0
+    )
+    await make_board(settings)
+    with FlusherProcess(settings, tmp_path / "first") as first:
+        await asyncio.to_thread(first.wait_for, "lease_taken", 1)
+        with FlusherProcess(settings, tmp_path / "second") as second:
+            await asyncio.to_thread(second.wait_for, "partition_condition_changed", 1)
+            primary = cluster.primary_of(PartitionKeys(Partition("main")).meta)
+            await asyncio.to_thread(primary.kill)
+            await asyncio.to_thread(second.wait_for, "lease_taken", 1)
+            assert first.lines("lease_yielded")
+            await asyncio.to_thread(primary.start)
+
+            async def is_accepted() -> bool:
+                (found,) = await act(settings, Action("alice", "win:1", 5))
+                return isinstance(found, Receipt)
+
+            await eventually_async(is_accepted, within_s=20)  # the cluster has to see it first
+            await eventually_async(lambda: positions(settings) == {0: 1}, within_s=20)
 
 
 @pytest.mark.timeout(120)

@@ -70,3 +70,12 @@ def test_without_redis_every_lease_is_yielded_that_another_wants() -> None:
     assert not leases.must_yield(PARTITIONS[0], 1)
     assert leases.must_yield(PARTITIONS[0], 2)
     assert leases.must_yield(PARTITIONS[1], 2)
+
+
+def test_the_lease_of_an_unreachable_partition_is_yielded_if_another_wants_it() -> None:
+    clock = Clock()
+    leases = Leases(PARTITIONS[:1], clock)
+    leases.take(PARTITIONS[0])
+    assert not leases.must_yield(PARTITIONS[0], 2)
+    assert not leases.must_yield(PARTITIONS[0], 1, is_unreachable=True)
+    assert leases.must_yield(PARTITIONS[0], 2, is_unreachable=True)
