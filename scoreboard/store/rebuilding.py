@@ -215,6 +215,7 @@ class Rebuilding(Partitions):
             keys.events,
             keys.banned,
             keys.gained,
+            keys.pulse,
         ]
         if partition.number == 0:  # the key has its tag: on a cluster, others are in other slots
             names.append(load_test_key(partition.board))
