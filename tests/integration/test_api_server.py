@@ -163,7 +163,7 @@ async def test_clients_that_disconnect_during_a_request_leak_nothing(
             ]
         )
     )
-    assert not client.api._dispatcher._queue
+    assert not client.api._dispatcher.waiting
     assert (await client.update("alice", "after:1")).status_code == 200
 
 

@@ -223,7 +223,7 @@ async def _later(*_: object) -> bool:
     return False
 
 
-async def test_a_ban_that_did_not_reach_redis_is_found_and_completed(
+async def test_a_ban_that_did_not_reach_redis_is_completed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def lost(*_: object) -> None:
@@ -234,8 +234,6 @@ async def test_a_ban_that_did_not_reach_redis_is_found_and_completed(
         with pytest.raises(RedisUnavailable):
             await world.perform(BAN)
     assert "bob" in await ranking(world)
-    with pytest.raises(AssertionError, match="bob"):
-        await world.check()
     [(act_id,)] = query(world.settings, "SELECT id FROM acts")
 
     await world.moderate(lambda moderator: moderator.resume(act_id))

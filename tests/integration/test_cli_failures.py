@@ -52,6 +52,7 @@ WORDS = {
     "token": ("--sub", "alice"),
     "simulate": ("--api", "http://127.0.0.1:1", "--seconds", "3"),
     "board create": ("weekly",),
+    "board reshard": ("main", "--partitions", "2"),
     "board set": ("weekly", "--private"),
     "board show": ("weekly",),
     "board archive": ("weekly",),

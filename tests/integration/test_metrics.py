@@ -43,6 +43,7 @@ STILL = {
     "scoreboard_pg_pool_errors_total",
     "scoreboard_pubsub_malformed_total",
     "scoreboard_pubsub_reconnects_total",
+    "scoreboard_redis_redirects_total",
     "scoreboard_reconcile_mismatches_total",
     "scoreboard_trace_spans_total",
     "scoreboard_ws_frames_skipped_total",

@@ -85,7 +85,9 @@ class SeveredNetwork:
             listener.close()
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        await asyncio.gather(
+            *asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True
+        )
 
     async def _serve(
         self,
