@@ -407,7 +407,7 @@ async def test_a_board_that_cannot_be_let_go_on_is_told_and_completed(
         await eventually_async(lambda: is_drained(settings, partitions=2))
         with monkeypatch.context() as patch:
             away_for(patch, 1000)
-            with pytest.raises(RedisUnavailable, match="are refused: run the command again"):
+            with pytest.raises(RedisUnavailable, match="run the command again"):
                 await fail_in_the_pause(settings, patch)
         assert (await do_reshard(settings, 3)).partitions == 3
 
