@@ -81,7 +81,7 @@ class History:
 class Client:
     """A client with a list of actions, a connection and a log."""
 
-    repeats = REPEATS
+    repeat_chance = REPEATS
 
     def __init__(self, number: int, port: int, token: str, history: History, log: IO[str]) -> None:
         self.number = number
@@ -130,7 +130,7 @@ class Client:
             await self.send_until_known(user, action, points)
             if self._history.actions[user, action].is_refused:
                 continue
-            if self._own and self._random.random() < self.repeats:
+            if self._own and self._random.random() < self.repeat_chance:
                 earlier = self._random.choice(self._own)
                 await self.send_until_known(*earlier, self._history.actions[earlier].points)
             self._own.append((user, action))

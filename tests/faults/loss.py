@@ -53,7 +53,7 @@ class LossClient(Client):
     It compares no answers, since those about lost actions may differ.
     """
 
-    repeats = 0.0
+    repeat_chance = 0.0
     answered: Answered
 
     def _acknowledge(

@@ -88,6 +88,9 @@ class SeveredNetwork:
         await asyncio.gather(
             *asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True
         )
+        for writer in self._writers:  # also those that were opened meanwhile
+            writer.transport.abort()
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration
 
     async def _serve(
         self,
