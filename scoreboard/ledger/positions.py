@@ -4,6 +4,8 @@ The caller owns the connection and its transaction. Each constant has the name o
 test compares the two sets.
 """
 
+import asyncio
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -26,6 +28,12 @@ _CLOSE_CORRECTIONS: Final = resources.query("close_corrections")
 _LOCK_OPERATOR: Final = resources.query("lock_operator")
 OPERATOR_LOCK: Final = 0x5B0A
 """Class of the advisory locks that admit one operator at a time to a partition."""
+
+LOCK_S: Final = 3.0
+"""Longest wait for another operator. Most acts take milliseconds, and PostgreSQL releases the lock
+of an operator that has ended a moment after its connection was closed."""
+
+LOCK_POLL_S: Final = 0.05
 
 
 class Position(Struct, frozen=True):
@@ -170,8 +178,12 @@ async def lock_operator(connection: Connection, partition: Partition) -> bool:
 async def lock_partitions(connection: Connection, partitions: Iterable[Partition]) -> None:
     """Take the operators' lock on partitions, until the connection ends.
 
-    Raises OperatorMistake if another operator holds one, DatabaseUnavailable.
+    Waits up to LOCK_S in all. Raises OperatorMistake if another operator still holds one then,
+    DatabaseUnavailable.
     """
+    deadline_s = time.monotonic() + LOCK_S
     for partition in partitions:
-        if not await lock_operator(connection, partition):
-            raise OperatorMistake(f"Another operator is working on {partition}")
+        while not await lock_operator(connection, partition):
+            if time.monotonic() > deadline_s:
+                raise OperatorMistake(f"Another operator is working on {partition}")
+            await asyncio.sleep(LOCK_POLL_S)

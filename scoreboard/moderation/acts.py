@@ -8,7 +8,6 @@ act that was interrupted is completed by ``resume``. One operator works on a par
 import asyncio
 import secrets
 import time
-from typing import Final
 
 from msgspec import Struct
 
@@ -33,9 +32,9 @@ from scoreboard.ledger.acts import (
 from scoreboard.ledger.audit import audited
 from scoreboard.ledger.held import release_held, select_held_action, void_held
 from scoreboard.ledger.pool import Connection, translate_errors
-from scoreboard.ledger.positions import lock_operator, lock_position_shared, no_position
+from scoreboard.ledger.positions import lock_partitions, lock_position_shared, no_position
 from scoreboard.ledger.retention import require_ledger
-from scoreboard.model import Board, Partition
+from scoreboard.model import Board
 from scoreboard.moderation.plans import (
     COMMIT_S,
     POLL_S,
@@ -48,9 +47,6 @@ from scoreboard.moderation.plans import (
 )
 from scoreboard.recovery.corrections import correct_users
 from scoreboard.store.store import Store
-
-LOCK_S: Final = 3.0
-"""Longest wait for another operator who works on the same partition."""
 
 
 class Done(Struct, frozen=True):
@@ -107,7 +103,7 @@ class Moderator:
         ScoreOutOfRange (nothing was changed), RedisUnavailable and other Unavailable errors: the
         act is recorded, complete it with ``resume``. Raises ActConflict as ``repeat`` does.
         """
-        await self._lock(home_of(self._board, plan.user_id))
+        await lock_partitions(self._connection, [home_of(self._board, plan.user_id)])
         if act_id is not None:
             done = await self.repeat(request, reason=reason, act_id=act_id)
             if done is not None:
@@ -151,18 +147,11 @@ class Moderator:
         Raises NotFound, OperatorMistake, ScoreOutOfRange, Unavailable errors.
         """
         act = await select_act(self._connection, act_id)
-        await self._lock(home_of(self._board, act.user_id))
+        await lock_partitions(self._connection, [home_of(self._board, act.user_id)])
         act = await select_act(self._connection, act_id)
         if act.state == "refused":
             raise OperatorMistake(f"Act {act_id} was refused and changed nothing")
         return await self._apply(act)
-
-    async def _lock(self, partition: Partition) -> None:
-        deadline = time.monotonic() + LOCK_S
-        while not await lock_operator(self._connection, partition):
-            if time.monotonic() > deadline:
-                raise OperatorMistake(f"Another operator is working on {partition}")
-            await asyncio.sleep(POLL_S)
 
     async def _record(self, act: NewAct, held_id: int | None) -> None:
         async with audited(self._connection) as trail:

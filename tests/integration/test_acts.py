@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scoreboard.errors import OperatorMistake, RedisUnavailable, ScoreOutOfRange, WaitTimeout
+from scoreboard.ledger import positions
 from scoreboard.ledger.acts import ActFilter, select_acts
 from scoreboard.ledger.boards import select_board
 from scoreboard.ledger.pool import connect
@@ -314,7 +315,7 @@ async def test_two_operators_at_once_are_serialised(world: World) -> None:
 async def test_an_operator_does_not_wait_for_ever(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acts_module, "LOCK_S", 0.2)
+    monkeypatch.setattr(positions, "LOCK_S", 0.2)
     connection = await connect(world.settings, name="test", autocommit=True)
     number = partition_of("alice", world.board.layout.partitions)
     assert await lock_operator(connection, Partition("main", number))

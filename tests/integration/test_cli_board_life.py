@@ -191,7 +191,30 @@ def test_an_archived_board_is_reseeded_verified_and_shown_as_one(
     assert "state\tarchived\tcan only be read\n" in command("board", "show", "weekly").out
 
 
-def test_a_change_waits_for_no_other_operator(command: Run, settings: Settings) -> None:
+def test_a_change_waits_for_another_operator_that_has_ended(
+    command: Run, settings: Settings
+) -> None:
+    # PostgreSQL releases the lock a moment after a connection was closed; on a busy machine, later.
+    command("board", "create", "weekly")
+
+    async def has_tried(connection: Connection) -> bool:
+        tried = await connection.execute(
+            "SELECT 1 FROM pg_stat_activity"
+            " WHERE query LIKE '%pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
+        )
+        return bool(await tried.fetchall())
+
+    async def change_meanwhile(connection: Connection) -> Done:
+        await lock_partitions(connection, [Partition("weekly")])
+        change = asyncio.create_task(asyncio.to_thread(command, "board", "archive", "weekly"))
+        await eventually_async(lambda: has_tried(connection))
+        await connection.close()
+        return await change
+
+    assert with_database(settings, change_meanwhile).code == 0
+
+
+def test_a_change_does_not_wait_for_ever(command: Run, settings: Settings) -> None:
     command("board", "create", "weekly")
 
     async def change_meanwhile(connection: Connection) -> Done:
