@@ -20,6 +20,8 @@ from cli.embedded.ports import HOST, find_free_port
 
 T = TypeVar("T")
 _CHUNK_BYTES = 65536
+ACCEPT_ITERATIONS = 5
+"""Iterations of the loop from accepting a connection to the end of its tasks, and some more."""
 
 
 class SeveredNetwork:
@@ -83,14 +85,13 @@ class SeveredNetwork:
         self._changed.set()
         for listener in self._listeners:
             listener.close()
-        for writer in self._writers:
-            writer.transport.abort()
-        await asyncio.gather(
-            *asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True
-        )
-        for writer in self._writers:  # also those that were opened meanwhile
-            writer.transport.abort()
-        await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration
+        # A connection that was accepted a moment ago gets its tasks only in the next iterations.
+        for _ in range(ACCEPT_ITERATIONS):
+            for writer in self._writers:
+                writer.transport.abort()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0)  # an aborted transport closes its socket in the next iteration
 
     async def _serve(
         self,
@@ -104,6 +105,8 @@ class SeveredNetwork:
         self._writers |= writers
         try:
             with suppress(OSError):
+                if self._is_closing:
+                    return
                 await self._passage(source, target)
                 answers, server = await asyncio.open_connection(HOST, target_port)
                 writers.add(server)
