@@ -3,10 +3,10 @@
  *
  * Both are without sign-in and controls. They keep trying: whoever shows them cannot press a button.
  *
- * @typedef {import("./scoreboard-client.js").Status} Status
  * @typedef {{rank: number, userId: string, score: number, name?: string}} Row
  * @typedef {{board: string | null, rows: number, theme: string | null, align: string,
  *   user: string | null}} Parameters
+ * @typedef {Map<string, {element: HTMLElement, score: number}>} Shown  rows by user
  */
 
 import { connect } from "./scoreboard-client.js";
@@ -74,13 +74,15 @@ async function findStreamer() {
     } catch {
       // The server is away; try again below.
     }
-    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    await new Promise((resolve) => {
+      setTimeout(resolve, AGAIN_MS);
+    });
   }
 }
 
 /** Draws rows into a list, and marks those whose score has changed. */
 export class SmallBoard {
-  /** @type {Map<string, {element: HTMLElement, score: number}>} */ #shown = new Map();
+  /** @type {Shown} */ #shown = new Map();
   #list;
   #count;
   #user;
@@ -97,7 +99,7 @@ export class SmallBoard {
 
   /** @param {Row[]} rows  best first */
   render(rows) {
-    /** @type {typeof this.#shown} */
+    /** @type {Shown} */
     const shown = new Map();
     for (const row of rows.slice(0, this.#count)) {
       const before = this.#shown.get(row.userId);

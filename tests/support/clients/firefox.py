@@ -92,17 +92,7 @@ class Firefox:
     async def running(cls, program: str, folder: Path) -> AsyncIterator[Self]:
         """Start Firefox with a new profile in a folder; end it afterwards."""
         profile = folder / "profile"
-        profile.mkdir()
-        lines = [f"user_pref({json.dumps(k)}, {json.dumps(v)});\n" for k, v in PREFERENCES.items()]
-        (profile / "user.js").write_text("".join(lines))
-        words = ("--headless", "--no-remote", "--profile", str(profile))
-        with (folder / "firefox.log").open("wb") as log:
-            process = subprocess.Popen(
-                [program, *words, "--remote-debugging-port", "0", "about:blank"],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "HOME": str(folder), "MOZ_CRASHREPORTER_DISABLE": "1"},
-            )
+        process = _start(program, folder, profile)
         try:
             url = await _address(profile, process)
             async with connect(url, max_size=None, proxy=None) as socket:
@@ -257,6 +247,20 @@ def external(browser: Firefox) -> list[str]:
         if one["method"] == "network.beforeRequestSent"
     ]
     return [url for url in urls if urlsplit(url).hostname not in {*_LOCAL, None}]
+
+
+def _start(program: str, folder: Path, profile: Path) -> "subprocess.Popen[bytes]":
+    profile.mkdir()
+    lines = [f"user_pref({json.dumps(k)}, {json.dumps(v)});\n" for k, v in PREFERENCES.items()]
+    (profile / "user.js").write_text("".join(lines))
+    words = ("--headless", "--no-remote", "--profile", str(profile))
+    with (folder / "firefox.log").open("wb") as log:
+        return subprocess.Popen(
+            [program, *words, "--remote-debugging-port", "0", "about:blank"],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "HOME": str(folder), "MOZ_CRASHREPORTER_DISABLE": "1"},
+        )
 
 
 async def _address(profile: Path, process: "subprocess.Popen[bytes]") -> str:

@@ -31,8 +31,8 @@ HOST = "127.0.0.1"
 # For tests of the client alone; the icon prevents a request for /favicon.ico.
 BLANK = b'<!doctype html><title>blank</title><link rel="icon" href="data:,">'
 # A page of somebody else, without a policy.
-FOREIGN = """<!doctype html><title>foreign</title><link rel="icon" href="data:,">
-<iframe src="{url}" width="480" height="300" sandbox="allow-scripts allow-same-origin"></iframe>"""
+FOREIGN = '<!doctype html><title>foreign</title><link rel="icon" href="data:,">'
+FRAME = '<iframe src="{}" width=480 height=300 sandbox="allow-scripts allow-same-origin"></iframe>'
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -74,8 +74,8 @@ class FakeSite:
     config: dict[str, Any] | None = None
     frame_origins: str = ""
     """The origins whose pages may show `/embed`."""
-    framed: str = "about:blank"
-    """The address of the frame of `/foreign.html`."""
+    framed: str = ""
+    """The address of the frame of `/foreign.html`; empty: it has none."""
     viewers: set[ServerConnection] = field(default_factory=set)
     _pages: Server | None = None
     _streamer: Server | None = None
@@ -107,7 +107,7 @@ class FakeSite:
 
     @property
     def foreign_url(self) -> str:
-        """The URL of a page of another origin, which shows the address `framed` in a frame."""
+        """The URL of a page of another origin without a policy, which may have a frame."""
         return f"{self.url.replace(HOST, 'localhost')}foreign.html"
 
     @property
@@ -216,10 +216,11 @@ class FakeSite:
             }
         )
         policy = ("Content-Security-Policy", page_policy(settings, path))
-        if path == "/foreign.html":
-            return _answer(HTTPStatus.OK, FOREIGN.format(url=self.framed).encode(), ".html")
-        if path == "/blank.html":
-            return _answer(HTTPStatus.OK, BLANK, ".html", policy)
+        if path in {"/foreign.html", "/blank.html"}:
+            frame = FRAME.format(self.framed) if self.framed else ""
+            is_blank = path == "/blank.html"
+            body = BLANK if is_blank else (FOREIGN + frame).encode()
+            return _answer(HTTPStatus.OK, body, ".html", *([policy] if is_blank else []))
         if path in {EMBED, OVERLAY}:
             path = f"{path}.html"
         file = (web_path() / (path.lstrip("/") or "index.html")).resolve()
