@@ -18,7 +18,7 @@ from api.edge import problems
 from api.edge.rate_limit import RateLimiter
 from api.edge.request_tracing import RequestTracing
 from api.edge.router import RouteHandler, Router
-from api.endpoints import health, static_files
+from api.endpoints import health, oembed, static_files
 from api.endpoints.admin.acts import Acts
 from api.endpoints.admin.boards import AdminBoards
 from api.endpoints.admin.processes import Processes
@@ -147,6 +147,7 @@ class Api:
                 *([Acts, AdminBoards, Records] if self._admin is not None else []),
                 *health.make_handlers(),
                 *static_files.make_handlers(settings, web_path()),
+                *oembed.make_handlers(),
                 *openapi.make_handlers(settings),
             ],
             exception_handlers={Exception: problems.respond},

@@ -27,10 +27,12 @@ from api.endpoints.admin.acts import Acts
 from api.endpoints.admin.boards import AdminBoards
 from api.endpoints.admin.records import Records
 from api.endpoints.boards import BoardInformation
+from api.endpoints.event_streams import PATH as STREAM_PATH
 from api.endpoints.fast_reads import IDS, STANDING_PATH, STANDINGS_PATH
 from api.endpoints.health import make_handlers as make_probes
 from api.endpoints.rankings import Rankings
 from api.endpoints.scores import BEARER, Scores
+from api.endpoints.sse import STREAMED
 from api.endpoints.static_files import SECURITY_HEADERS, content_security_policy
 from scoreboard.errors import NotFound, ScoreboardError
 from scoreboard.events import BIGINT_MAX
@@ -546,6 +548,7 @@ def openapi() -> dict[str, Any]:
     _describe_parameters(document)
     _share_responses(document)
     _complete_schemas(document["components"]["schemas"])
+    _describe_events(document)
     document = shorten_patterns(document)
     return {"openapi": document.pop("openapi"), "x-made-by": MADE_BY, **document}
 
@@ -699,6 +702,60 @@ def _complete_schemas(shapes: dict[str, dict[str, Any]]) -> None:
         "HeldVoid",
     ):
         shapes[name]["additionalProperties"] = False
+
+
+def _describe_events(document: dict[str, Any]) -> None:
+    """Add the events of the stream: the schemas of their messages, and how they are sent."""
+    _, messages = msgspec.json.schema_components(
+        STREAMED, ref_template="#/components/schemas/{name}"
+    )
+    shapes = document["components"]["schemas"]
+    if repeated := shapes.keys() & messages.keys():
+        raise ValueError(f"Two schemas have the same name: {repeated}")
+    shapes.update(msgspec.to_builtins(messages))
+    names: list[dict[str, str]] = []
+    for kind in STREAMED:
+        fields: dict[str, Any] = {"event": {"const": kind.__struct_config__.tag}}
+        if "seq" in kind.__struct_fields__:
+            fields["id"] = {"type": "string", "examples": ["3-1042"]}
+        name = f"{kind.__name__}Event"
+        shapes[name] = {
+            "type": "object",
+            "description": f"The message {kind.__struct_config__.tag} as an event.",
+            "properties": {
+                **fields,
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": f"#/components/schemas/{kind.__name__}"},
+                },
+            },
+            "required": [*fields, "data"],
+        }
+        names.append({"$ref": f"#/components/schemas/{name}"})
+    shapes["StreamedEvent"] = {
+        "description": "An event of the stream, by the names of its lines. Ignore other events.",
+        "oneOf": names,
+    }
+    operation = document["paths"][STREAM_PATH]["get"]
+    operation["responses"]["200"]["content"]["text/event-stream"]["schema"] = {
+        "type": "string",
+        "contentMediaType": "text/event-stream",
+        "contentSchema": {
+            "type": "array",
+            "items": {"$ref": "#/components/schemas/StreamedEvent"},
+        },
+    }
+    operation["parameters"].append(
+        {
+            "name": "Last-Event-ID",
+            "in": "header",
+            "description": "The `id` of the last event. If it is the current board, the stream "
+            "starts with a heartbeat instead of the board.",
+            "required": False,
+            "schema": {"type": "string", "examples": ["3-1042"]},
+        }
+    )
 
 
 @cache

@@ -12,6 +12,7 @@ import structlog
 
 from api import metrics
 from api.edge.access_log import AccessLog, trace_of
+from api.edge.cors import Cors
 from api.edge.request_tracing import RequestTracing
 from scoreboard.errors import (
     InternalError,
@@ -52,6 +53,7 @@ class Router:
         The last segment of a path may be a parameter, such as ``{user_id}``.
         """
         self._tracing = tracing
+        self._cors = Cors(settings)
         self._framework = framework
         self._routes = routes
         self._templates = {
@@ -94,6 +96,8 @@ class Router:
                     raise Overloaded  # noqa: TRY301 (all errors are answered below)
                 response = None if handler is None else await handler(request)
                 if response is None:
+                    response = self._cors.preflight(head)
+                if response is None:
                     response, route = await self._call_framework(request)
             known = request.state.get("error")
             status = response.status if isinstance(response, HttpResponse) else 200
@@ -115,6 +119,7 @@ class Router:
             await response()
             return None
         response.headers.append((HEADER, request.id.encode()))
+        response.headers.extend(self._cors.headers(head))
         return response
 
     def refuse(self, error: ScoreboardError, peer: str) -> HttpResponse:

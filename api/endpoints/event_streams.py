@@ -15,6 +15,7 @@ import time
 from functools import partial
 from typing import Final
 
+from api.edge.cors import Cors
 from api.edge.router import StreamResponder
 from api.endpoints.sse import Admission, EventChannel, EventStream
 from scoreboard.broadcast.admission import ConnectionCounts
@@ -95,6 +96,7 @@ class EventStreams:
         self._draining = draining
         self._hops = trusted_networks(settings.trusted_hops)
         self._origins = Origins(settings.origins)
+        self._cors = Cors(settings)
         self._directory = directory
         self._watcher = BoardWatcher(settings, self, name="api-stream", directory=directory)
         self._channels: dict[str, EventChannel] = {}
@@ -240,7 +242,11 @@ class EventStreams:
         """Write a stream until it ends; return the reason."""
         settings = self._settings
         try:
-            headers = [*_HEADERS, (b"x-request-id", request.id.encode())]
+            headers = [
+                *_HEADERS,
+                (b"x-request-id", request.id.encode()),
+                *self._cors.headers(request.head),
+            ]
             response = request.start_stream(200, headers, send_s=settings.slow_viewer_s)
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(_watch_disconnect(request, stream))

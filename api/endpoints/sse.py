@@ -14,6 +14,7 @@ from msgspec import Struct
 from scoreboard.broadcast.channel import BoardChannel
 from scoreboard.broadcast.close_codes import CloseCode, make_bye
 from scoreboard.broadcast.messages import (
+    Bye,
     Heartbeat,
     Leaderboard,
     Message,
@@ -26,6 +27,9 @@ from scoreboard.security.tokens import Caller
 
 RETRY_MS: Final = 3000
 """Delay before EventSource reconnects, unless a ``bye`` says otherwise."""
+
+STREAMED: Final[tuple[type[Message], ...]] = (Leaderboard, Heartbeat, Status, Bye)
+"""The messages that streams have; the others are about messages from viewers."""
 
 Write = Callable[[bytes], Awaitable[None]]
 

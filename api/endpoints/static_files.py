@@ -1,8 +1,9 @@
-"""Serves the live page and the API documents: the files of the web folder.
+"""Serves the live page, its embedded forms and the API documents: the files of the web folder.
 
 Only files that exist in the folder at startup have a path, so no request can name another file. A
-strict Content-Security-Policy lets the page load from this origin only, and connect only to this
-origin, the streamer and the issuer that signs players in.
+strict Content-Security-Policy lets a page load from this origin only, and connect only to this
+origin, the streamer and the issuer that signs players in. Only ``/embed``, which signs nobody in
+and has no controls, can be in a frame of another page.
 """
 
 import asyncio
@@ -18,15 +19,22 @@ from litestar.handlers import HTTPRouteHandler
 from api.documents.schemas import PageConfig, SignInConfig
 from api.endpoints.board_reader import etag_matches
 from scoreboard.errors import NotFound
-from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.settings import Settings, variable_name
+from scoreboard.security.origins import frame_sources
 
 INDEX: Final = "index.html"
+EMBED: Final = "/embed"
+OVERLAY: Final = "/overlay"
+_SHORT: Final = {"/embed.html": EMBED, "/overlay.html": OVERLAY}
+"""Pages with a second, shorter path."""
+
+_FRAMED: Final = frozenset({EMBED, "/embed.html"})
 
 _TYPES: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".md": "text/markdown"}
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'{inline}; img-src 'self' data:; "
     "font-src 'self'; manifest-src 'self'; connect-src 'self'{others}; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    "form-action 'none'; frame-ancestors {frames}"
 )
 SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -77,6 +85,8 @@ def find_files(folder: Path) -> dict[str, _File]:
         if any(part.startswith(".") for part in relative.parts):
             continue
         file = found[f"/{relative.as_posix()}"] = _File(path)
+        if (short := _SHORT.get(f"/{relative.as_posix()}")) is not None:
+            found[short] = file
         if path.name == INDEX:
             found["/" + relative.parent.as_posix().removeprefix(".")] = file
     return found
@@ -87,7 +97,17 @@ def content_security_policy(settings: Settings, address: str) -> str:
     others = _origin(settings.ws_public_url) + _origin(settings.sign_in_issuer)
     # Swagger UI sets style attributes.
     is_document = address == "/docs" or address.startswith("/docs/")
-    return _POLICY.format(inline=" 'unsafe-inline'" if is_document else "", others=others)
+    return _POLICY.format(
+        inline=" 'unsafe-inline'" if is_document else "",
+        others=others,
+        frames=_frames(settings) if address in _FRAMED else "'none'",
+    )
+
+
+def _frames(settings: Settings) -> str:
+    """Return the origins whose pages may show ``/embed``, for the policy."""
+    name = "frame_origins" if settings.frame_origins else "origins"
+    return frame_sources(getattr(settings, name), variable_name(name))
 
 
 def sign_in_config(settings: Settings, client_id: str) -> SignInConfig | None:
@@ -104,7 +124,11 @@ def _origin(url: str) -> str:
 
 
 def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
-    """Make the handlers of the files and of the page's configuration."""
+    """Make the handlers of the files and of the page's configuration.
+
+    Raises SettingInvalid for an invalid origin of frames.
+    """
+    _frames(settings)
     files = find_files(folder)
 
     @get(sorted(files), include_in_schema=False)

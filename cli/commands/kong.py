@@ -102,7 +102,8 @@ def _gateway_options(command: Command) -> Command:
             ),
             click.option(
                 "--cors-origin", "cors_origins", multiple=True, metavar="ORIGIN",
-                help="Other origin whose pages may call the REST API; can be repeated.",
+                help="Other origin whose pages may call the REST API, besides SCOREBOARD_ORIGINS; "
+                "can be repeated.",
             ),
             click.option(
                 "--token-life", "token_life_s", type=click.IntRange(1, 31_536_000),

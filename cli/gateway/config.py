@@ -93,6 +93,7 @@ class GatewayOptions(Struct, frozen=True, kw_only=True):
     redis_url: str
     origins: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the REST routes, in addition to ``origins``."""
     is_public: bool = False
     api_targets: tuple[str, ...] = ("api:8000",)
     streamer_targets: tuple[str, ...] = ("streamer:8001",)
@@ -274,9 +275,10 @@ def _configure_route(route: Entity, options: GatewayOptions) -> None:
             intake = {"name": "scoreboard-intake", "config": {"algorithms": []}}
             plugins.insert(0, intake)
         intake["config"]["allowed_origins"] = sorted(set(options.origins))
-    if options.cors_origins and name in CORS_ROUTES:
+    origins = {*options.origins, *options.cors_origins}
+    if origins and name in CORS_ROUTES:
         route["methods"].append("OPTIONS")
-        plugins.insert(0, {"name": "cors", "config": _cors(options.cors_origins)})
+        plugins.insert(0, {"name": "cors", "config": _cors(origins)})
 
 
 def _configure_plugin(
@@ -311,17 +313,29 @@ def _bulks_per_minute(updates_per_minute: int) -> int:
 
 
 def _cors(origins: Iterable[str]) -> Entity:
+    # Kong's plugin replaces these headers of the api's responses (decision 0200).
     return {
         "origins": sorted(set(origins)),
         "methods": ["GET", "HEAD", "POST", "OPTIONS"],
-        "headers": ["Authorization", "Content-Type", "If-None-Match", "Last-Event-ID"],
+        "headers": [
+            "Authorization",
+            "Content-Type",
+            "If-None-Match",
+            "Last-Event-ID",
+            "X-Request-Id",
+        ],
         "exposed_headers": [
+            "Allow",
             "ETag",
             "Retry-After",
+            "RateLimit",
             "RateLimit-Limit",
+            "RateLimit-Policy",
             "RateLimit-Remaining",
             "RateLimit-Reset",
+            "WWW-Authenticate",
             "X-Kong-Request-Id",
+            "X-Request-Id",
         ],
         "credentials": False,
         "max_age": 600,

@@ -229,8 +229,8 @@ def _security_headers(page_origins: frozenset[str]) -> dict[str, str]:
         "Cache-Control": "no-store",
         "Pragma": "no-cache",
         "Content-Security-Policy": (
-            f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; form-action {allowed}; "
-            "base-uri 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; img-src data:; "
+            f"form-action {allowed}; base-uri 'none'; frame-ancestors 'none'"
         ),
         "X-Frame-Options": "DENY",
         "X-Content-Type-Options": "nosniff",

@@ -146,6 +146,7 @@ _ADMIN_FIELDS: Final = """<label for="password">Password</label>
 def _page(title: str, body: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="robots" content="noindex"><style>{_STYLE}</style></head>
 <body><main><h1>{title}</h1>

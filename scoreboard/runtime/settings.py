@@ -319,7 +319,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 900.0
     origins: Annotated[
         tuple[str, ...],
-        _description("Origins whose pages may connect, besides those of the same host"),
+        _description(
+            "Origins whose pages may connect and call the API, besides those of the same host"
+        ),
+    ] = ()
+    frame_origins: Annotated[
+        tuple[str, ...],
+        _description(
+            "Origins whose pages may show `/embed` in a frame; `*`: all; empty: SCOREBOARD_ORIGINS"
+        ),
     ] = ()
     trusted_hops: Annotated[
         tuple[str, ...],

@@ -1,9 +1,11 @@
-"""Origins of pages that may open live connections: listed ones and those of the same host. No I/O.
+"""Origins of pages: which may open live connections, read responses and show frames. No I/O.
 
-CORS does not prevent WebSocket handshakes or the opening of event streams, so the streamer and the
-api check the header Origin.
+Live connections are open to listed origins and those of the same host. CORS does not prevent
+WebSocket handshakes or the opening of event streams, so the streamer and the api check the header
+Origin.
 """
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
@@ -12,6 +14,12 @@ from urllib.parse import urlsplit
 from scoreboard.errors import ForeignOrigin, SettingInvalid
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+ANY: Final = "*"
+"""Stands for every origin, where that is allowed."""
+
+_HOST: Final = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+"""A listed host: a name in lower case (ASCII), or an address of IPv6 without its brackets."""
 
 Origin = tuple[str, str, int]
 """Scheme, host and port."""
@@ -26,6 +34,14 @@ class Origins:
         Raises SettingInvalid, naming it, for an invalid origin.
         """
         self._listed = frozenset(_listed_origin(text) for text in listed)
+
+    def __bool__(self) -> bool:
+        """Return whether an origin is listed."""
+        return bool(self._listed)
+
+    def is_listed(self, origin: bytes) -> bool:
+        """Return whether the value of a header Origin is a listed origin."""
+        return _parse(origin.decode("latin-1")) in self._listed
 
     def check(self, origin: bytes | None, host: bytes) -> None:
         """Check the origin of a request; one without an origin does not come from a page.
@@ -42,6 +58,23 @@ class Origins:
         raise ForeignOrigin
 
 
+def frame_sources(listed: Iterable[str], variable: str) -> str:
+    """Return the sources of a ``frame-ancestors`` directive; without origins, ``'none'``.
+
+    Raises SettingInvalid, naming ``variable``, for an invalid origin.
+    """
+    sources = [
+        ANY if text.strip() == ANY else _source(_listed_origin(text, variable)) for text in listed
+    ]
+    return " ".join(dict.fromkeys(sources)) or "'none'"
+
+
+def _source(origin: Origin) -> str:
+    scheme, host, port = origin
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}" + ("" if port == DEFAULT_PORTS[scheme] else f":{port}")
+
+
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Origin | None:
     try:
@@ -56,10 +89,8 @@ def _parse(text: str) -> Origin | None:
     return scheme, parts.hostname, port or DEFAULT_PORTS[scheme]
 
 
-def _listed_origin(text: str) -> Origin:
+def _listed_origin(text: str, variable: str = "SCOREBOARD_ORIGINS") -> Origin:
     origin = _parse(text.strip())
-    if origin is None:
-        raise SettingInvalid(
-            f"SCOREBOARD_ORIGINS: {text!r} is not an origin like https://example.com"
-        )
+    if origin is None or not _HOST.fullmatch(origin[1]):
+        raise SettingInvalid(f"{variable}: {text!r} is not an origin like https://example.com")
     return origin

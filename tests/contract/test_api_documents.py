@@ -6,10 +6,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
 from api.documents import openapi
 from api.documents.forms import ALL_FORMS
+from api.endpoints import sse
+from scoreboard.broadcast import messages
+from scoreboard.broadcast.close_codes import CloseCode, make_bye
 from scoreboard.http.problems import PROBLEM_TYPES
+from scoreboard.model import Row
 from scoreboard.runtime.resources import web_path
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +35,45 @@ def test_the_document_is_valid_openapi_3_1() -> None:
     from openapi_spec_validator import OpenAPIV31SpecValidator  # slow to import
 
     OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_the_events_of_streams_match_their_schemas() -> None:
+    board = messages.Leaderboard(
+        board="main", epoch=3, seq=1042, at=1, leaderboard=(Row(1, "alice", 10),)
+    )
+    sent = {
+        messages.Leaderboard: board,
+        messages.Heartbeat: messages.Heartbeat(board="main", epoch=3, seq=1042, at=1, exp=2),
+        messages.Status: messages.Status(state="stale", reason="unreachable", partitions=(1,)),
+        messages.Bye: make_bye(CloseCode.RESTART),
+    }
+    assert set(sent) == set(sse.STREAMED)
+    schema = {"$ref": "#/components/schemas/StreamedEvent", "components": DOCUMENT["components"]}
+    for message in sent.values():
+        lines = sse.encode_event(message).decode().splitlines()
+        event = dict(line.split(": ", 1) for line in lines if line)
+        check = Draft202012Validator(schema)
+        assert check.is_valid(event), event
+        assert not check.is_valid(event | {"event": "other"})
+        [kind] = [
+            shape
+            for shape in DOCUMENT["components"]["schemas"].values()
+            if shape.get("properties", {}).get("event") == {"const": event["event"]}
+        ]
+        content = schema | kind["properties"]["data"]["contentSchema"]
+        check = Draft202012Validator(content)
+        assert check.is_valid(msgspec.json.decode(event["data"])), event
+        assert not check.is_valid({"type": event["event"]})
+
+
+def test_the_example_of_the_stream_is_what_a_stream_sends() -> None:
+    operation = DOCUMENT["paths"]["/api/scores/stream"]["get"]
+    board = messages.Leaderboard(board="main", epoch=3, seq=1042, at=1767225600000, leaderboard=())
+    retry = f"retry: {sse.RETRY_MS}\n\n"
+    example = operation["responses"]["200"]["content"]["text/event-stream"]["example"]
+    assert example == retry + sse.encode_event(board).decode()
+    named = {(one["in"], one["name"]) for one in operation["parameters"]}
+    assert named == {("query", "board"), ("header", "Last-Event-ID")}
 
 
 def operations() -> list[tuple[str, str, dict[str, Any]]]:

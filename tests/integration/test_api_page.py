@@ -8,12 +8,14 @@ import pytest
 
 from api.endpoints import name_cache
 from api.endpoints.static_files import find_files
+from scoreboard.errors import SettingInvalid
 from scoreboard.model import user_uuid
 from tests.support.servers.api import LEADERBOARD_PATH, StartApi
 
 FILES = [
     *("/", "/index.html", "/admin", "/admin/main.js"),
     *("/docs", "/docs/start.js", "/docs/swagger-ui/swagger-ui.css"),
+    *("/embed", "/embed.html", "/embed.js", "/overlay", "/overlay.html"),
 ]
 
 
@@ -33,6 +35,57 @@ async def test_the_page_has_a_strict_content_security_policy(
     assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize(
+    ("settings", "frames"),
+    [
+        ({}, "'none'"),
+        ({"origins": "https://a.example"}, "https://a.example"),
+        ({"origins": "https://a.example", "frame_origins": "*"}, "*"),
+        (
+            {"frame_origins": "https://b.example:443,http://[::1]:3000,https://b.example"},
+            "https://b.example http://[::1]:3000",
+        ),
+    ],
+)
+async def test_only_the_embedded_page_can_be_in_a_frame_and_of_listed_origins(
+    start_api: StartApi, settings: dict[str, str], frames: str
+) -> None:
+    client = await start_api(open=(), **settings)
+    for address in FILES:
+        policy = (await client.get(address)).headers["content-security-policy"]
+        framed = frames if address in {"/embed", "/embed.html"} else "'none'"
+        assert policy.endswith(f"; frame-ancestors {framed}"), address
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("frame_origins", text) for text in ("self", "'self'", "https://a.example/", "https:")),
+        *(("frame_origins", f"https://a{text}.example") for text in (";script-src", " *", "*")),
+        ("origins", "https://a;script-src.example"),
+    ],
+)
+async def test_an_origin_that_would_change_the_policy_is_refused(
+    start_api: StartApi, name: str, value: str
+) -> None:
+    with pytest.raises(SettingInvalid, match=f"SCOREBOARD_{name.upper()}"):
+        await start_api(open=(), **{name: value})
+
+
+async def test_oembed_describes_the_frame_of_an_own_page(start_api: StartApi) -> None:
+    client = await start_api(open=())
+    own = f"http://127.0.0.1:{client.port}"
+    answer = await client.get("/oembed", params={"url": f"{own}/?board=main", "format": "json"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/json"
+    assert f'src="{own}/embed?board=main"' in answer.json()["html"]
+    foreign = await client.get("/oembed", params={"url": "https://evil.test/?board=main"})
+    assert (foreign.status_code, foreign.json()["type"]) == (404, "/docs/problems/not-found")
+    for params in ({}, {"url": "x"}, {"url": own, "format": "xml"}):
+        answer = await client.get("/oembed", params=params)
+        assert (answer.status_code, answer.json()["type"]) == (422, "/docs/problems/invalid")
+
+
 async def test_etag_weakened_by_a_compressing_proxy_still_matches(start_api: StartApi) -> None:
     """The comparison kept the W/ that nginx adds: such a browser downloaded every file again."""
     client = await start_api(open=())
@@ -45,7 +98,7 @@ async def test_etag_weakened_by_a_compressing_proxy_still_matches(start_api: Sta
 
 async def test_everything_the_pages_load_is_served_by_the_api(start_api: StartApi) -> None:
     client = await start_api(open=())
-    for page in ("/", "/admin", "/docs"):
+    for page in ("/", "/admin", "/docs", "/embed", "/overlay"):
         html = (await client.get(page)).text
         found = re.findall(r'(?:src|href)="([^"#]+)"', html)
         assert found

@@ -29,7 +29,7 @@ MODULES = Path("/usr/lib/nginx/modules")
 NEEDED = [MODULES / "ndk_http_module.so", MODULES / "ngx_http_lua_module.so"]
 CJSON = next(Path("/usr/lib").glob("*/lua/5.1/cjson.so"), None)
 HERE = Path(__file__).parent
-PROVIDED = {*our_plugins(), *LOG_PLUGINS, "jwt", "request-size-limiting", "rate-limiting"}
+PROVIDED = {*our_plugins(), *LOG_PLUGINS, "jwt", "request-size-limiting", "rate-limiting", "cors"}
 
 Entity = dict[str, Any]
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from api.edge import cors
 from cli.gateway import config as kong_config
 from cli.gateway import keys as kong_keys
 from cli.gateway.config import GatewayOptions, render
@@ -288,6 +289,10 @@ TABLE = [
     ("GET", "/", PAGE),
     ("GET", "/docs", PAGE),
     ("GET", "/docs/", PAGE),
+    ("GET", "/embed", PAGE),
+    ("GET", "/embed.js", PAGE),
+    ("GET", "/overlay", PAGE),
+    ("GET", "/oembed", PAGE),
     ("GET", "/docs/problems/busy", PAGE),
     ("GET", "/openapi.json", PAGE),
     ("GET", "/config.json", PAGE),
@@ -346,7 +351,7 @@ def test_every_file_of_the_page_is_reachable(
         ("GET", "/status"),
         ("GET", "/api/scores/update"),
         ("DELETE", "/api/scores/update"),
-        ("OPTIONS", "/api/scores/update"),
+        ("OPTIONS", "/api/scores/updates"),
         ("HEAD", "/api/scores/update"),
         ("HEAD", "/api/scores/stream"),
         ("HEAD", "/ws/scoreboard"),
@@ -525,15 +530,29 @@ def test_cors_origins_add_cors_and_options(rows: tuple[KeyRow, ...]) -> None:
         assert ("OPTIONS" in route["methods"]) is ("cors" in plugins), name
         assert ("cors" in plugins) is (name in kong_config.CORS_ROUTES)
     cors = configs(document, UPDATE)["cors"]
-    assert cors["origins"] == ["https://shop.example"]
+    assert cors["origins"] == ["https://play.example", "https://shop.example"]
     assert cors["credentials"] is False
     assert {"Retry-After", "ETag", "X-Kong-Request-Id"} <= set(cors["exposed_headers"])
 
 
-def test_without_cors_origins_there_is_no_options_route(rendered: Entity) -> None:
-    for name, route in routes(rendered).items():
+def test_pages_of_listed_origins_may_call_the_api_without_an_option(rendered: Entity) -> None:
+    assert configs(rendered, UPDATE)["cors"]["origins"] == ["https://play.example"]
+
+
+def test_the_gateway_allows_and_exposes_what_the_api_does(rendered: Entity) -> None:
+    """Kong's plugin replaces the api's headers."""
+    cors_config = configs(rendered, UPDATE)["cors"]
+    assert set(cors_config["methods"]) == {*cors.METHODS, "OPTIONS"}
+    assert set(cors_config["headers"]) == set(cors.REQUEST_HEADERS)
+    assert set(cors.EXPOSED_HEADERS) <= set(cors_config["exposed_headers"])
+    assert cors_config["max_age"] == cors.MAX_AGE_S
+
+
+def test_without_origins_there_is_no_options_route(rows: tuple[KeyRow, ...]) -> None:
+    document = yaml.safe_load(render(TEMPLATE, rows, msgspec.structs.replace(OPTIONS, origins=())))
+    for name, route in routes(document).items():
         assert "OPTIONS" not in route["methods"], name
-        assert "cors" not in configs(rendered, name)
+        assert "cors" not in configs(document, name)
 
 
 def test_metrics_have_no_consumers(rendered: Entity) -> None:

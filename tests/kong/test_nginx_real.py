@@ -122,6 +122,26 @@ async def test_a_replay_through_the_gateway_counts_once(front: Front) -> None:
     assert again == {**first, "replayed": True}
 
 
+@pytest.mark.parametrize("path", ["/api/scores/leaderboard", "/api/scores/me"])
+async def test_a_page_of_a_listed_origin_reads_responses_of_the_api_and_of_the_gateway(
+    front: Front, path: str
+) -> None:
+    """Both add the header, and a browser refuses a response that has it twice."""
+    token = {"Authorization": f"Bearer {front.system.token('alice', READ)}"}
+    origin = {"Origin": ORIGIN}
+    preflight = origin | {
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "authorization",
+    }
+    api = await front.client.get(path, headers=token | origin, params={"unknown": "1"})
+    gateway = await front.client.get(path, headers=origin)
+    asked = await front.client.options(path, headers=preflight)
+    assert [one.status_code for one in (api, gateway, asked)] == [400, 401, 200]
+    for answer in (api, gateway, asked):
+        assert answer.headers.get_list("access-control-allow-origin") == [ORIGIN]
+        assert "access-control-allow-credentials" not in answer.headers
+
+
 async def test_the_services_refuse_what_the_gateway_does_not_check(front: Front) -> None:
     answer = await front.update("carol", "win:1", front.system.token("mallory", UPDATE))
     assert answer.status_code == 403

@@ -1,13 +1,14 @@
 """Chromium for the tests of the page, and checks on what the page does in it.
 
 Playwright controls Debian's Chromium (`apt-get install chromium`). If it is missing, tests are
-skipped; with CI=true they fail. One browser per session, one profile per test.
+skipped; with CI=true they fail. One browser per session, one profile per test. Of a test that
+fails, Playwright's trace is kept in `.artifacts/`: `playwright show-trace .artifacts/trace-….zip`.
 """
 
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import (
     Browser,
+    BrowserContext,
     Page,
     Playwright,
     WebSocket,
@@ -70,6 +72,9 @@ CONTRAST = """
   return (lights[0] + 0.05) / (lights[1] + 0.05);
 }
 """
+
+HAS_FAILED = pytest.StashKey[bool]()
+"""Whether a test has failed, before its fixtures end."""
 
 OpenPage = Callable[..., Awaitable[Page]]
 
@@ -133,6 +138,18 @@ class PageGuard:
         assert self.external == [], "external requests"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note that a test has failed, for its fixtures (a hook, which a conftest.py imports)."""
+    del call
+    report = yield
+    if report.failed:
+        item.stash[HAS_FAILED] = True
+    return report
+
+
 @pytest.fixture(scope="session")
 def chromium_path() -> str:
     """The path of Chromium; if it is missing, skip the test, or fail in CI."""
@@ -172,7 +189,9 @@ async def guard() -> PageGuard:
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def open_page(browser: Browser, guard: PageGuard, site: FakeSite) -> AsyncIterator[OpenPage]:
+async def open_page(
+    browser: Browser, guard: PageGuard, site: FakeSite, request: pytest.FixtureRequest
+) -> AsyncIterator[OpenPage]:
     """Return a function that opens pages, each in its own profile, with a context's options.
 
     With `clock=True` the test controls the page's time by `page.clock`; `random` fixes the result
@@ -180,7 +199,7 @@ async def open_page(browser: Browser, guard: PageGuard, site: FakeSite) -> Async
     sent a request to another host. The site is stopped after that check.
     """
     del site
-    contexts = []
+    contexts: list[BrowserContext] = []
 
     async def open_(
         url: str,
@@ -192,6 +211,7 @@ async def open_page(browser: Browser, guard: PageGuard, site: FakeSite) -> Async
         options = {"viewport": {"width": 1000, "height": 900}, "locale": "en-US"} | options
         context = await browser.new_context(**options)
         contexts.append(context)
+        await context.tracing.start(snapshots=True)
         context.set_default_timeout(TIMEOUT_MS)
         await context.add_init_script(RECORD_VIOLATIONS)
         if random is not None:
@@ -203,12 +223,21 @@ async def open_page(browser: Browser, guard: PageGuard, site: FakeSite) -> Async
         await page.goto(url)
         return page
 
+    name: str | None = _trace_name(request.node)
     try:
         yield open_
         await guard.check()
+        if not request.node.stash.get(HAS_FAILED, False):
+            name = None
     finally:
-        for context in contexts:
+        for number, context in enumerate(contexts, start=1):
+            path = None if name is None else ARTIFACTS / f"{name}-{number}.zip"
+            await context.tracing.stop(path=path)
             await context.close()
+
+
+def _trace_name(test: pytest.Item) -> str:
+    return "trace-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", test.nodeid.rpartition("/")[2]).strip("-")
 
 
 async def stop_clock(page: Page) -> None:

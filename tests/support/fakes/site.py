@@ -22,6 +22,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from api.endpoints.static_files import EMBED, OVERLAY
 from api.endpoints.static_files import content_security_policy as page_policy
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import load
@@ -29,6 +30,9 @@ from scoreboard.runtime.settings import load
 HOST = "127.0.0.1"
 # For tests of the client alone; the icon prevents a request for /favicon.ico.
 BLANK = b'<!doctype html><title>blank</title><link rel="icon" href="data:,">'
+# A page of somebody else, without a policy.
+FOREIGN = '<!doctype html><title>foreign</title><link rel="icon" href="data:,">'
+FRAME = '<iframe src="{}" width=480 height=300 sandbox="allow-scripts allow-same-origin"></iframe>'
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -68,6 +72,10 @@ class FakeSite:
     received: list[dict[str, Any]] = field(default_factory=list)
     close_at_once: int | None = None
     config: dict[str, Any] | None = None
+    frame_origins: str = ""
+    """The origins whose pages may show `/embed`."""
+    framed: str = ""
+    """The address of the frame of `/foreign.html`; empty: it has none."""
     viewers: set[ServerConnection] = field(default_factory=set)
     _pages: Server | None = None
     _streamer: Server | None = None
@@ -96,6 +104,11 @@ class FakeSite:
         """The URL of the page."""
         assert self._pages is not None
         return f"http://{HOST}:{_port_of(self._pages)}/"
+
+    @property
+    def foreign_url(self) -> str:
+        """The URL of a page of another origin without a policy, which may have a frame."""
+        return f"{self.url.replace(HOST, 'localhost')}foreign.html"
 
     @property
     def ws_url(self) -> str:
@@ -195,10 +208,21 @@ class FakeSite:
             return _answer(HTTPStatus.OK, json.dumps(config).encode(), ".json")
         if path.startswith("/api/"):
             return _answer(self.api_status, b"{}", ".json")
-        settings = load({"REDIS_URL": "redis://none", "SCOREBOARD_WS_PUBLIC_URL": self.ws_url})
-        policy = ("Content-Security-Policy", page_policy(settings, "/"))
-        if path == "/blank.html":
-            return _answer(HTTPStatus.OK, BLANK, ".html", policy)
+        settings = load(
+            {
+                "REDIS_URL": "redis://none",
+                "SCOREBOARD_WS_PUBLIC_URL": self.ws_url,
+                "SCOREBOARD_FRAME_ORIGINS": self.frame_origins,
+            }
+        )
+        policy = ("Content-Security-Policy", page_policy(settings, path))
+        if path in {"/foreign.html", "/blank.html"}:
+            frame = FRAME.format(self.framed) if self.framed else ""
+            is_blank = path == "/blank.html"
+            body = BLANK if is_blank else (FOREIGN + frame).encode()
+            return _answer(HTTPStatus.OK, body, ".html", *([policy] if is_blank else []))
+        if path in {EMBED, OVERLAY}:
+            path = f"{path}.html"
         file = (web_path() / (path.lstrip("/") or "index.html")).resolve()
         if not file.is_relative_to(web_path().resolve()) or not file.is_file():
             return _answer(HTTPStatus.NOT_FOUND)
