@@ -77,11 +77,13 @@ class BoardWindows:
     def unused(self, is_viewed: Callable[[Span], bool], idle_s: float) -> list[Span]:
         """Return the windows without viewers for a time, the longest unused first."""
         now_s = time.monotonic()
+        idle: list[tuple[float, Span]] = []
         for span, window in self._by_span.items():
             if is_viewed(span):
                 window.used_at_s = now_s
-        idle = [span for span, one in self._by_span.items() if now_s - one.used_at_s >= idle_s]
-        return sorted(idle, key=lambda span: self._by_span[span].used_at_s)
+            elif now_s - window.used_at_s >= idle_s:
+                idle.append((window.used_at_s, span))
+        return [span for _, span in sorted(idle, key=lambda one: one[0])]
 
     def too_deep(self) -> list[Span]:
         """Return the windows that a board of several partitions does not have."""

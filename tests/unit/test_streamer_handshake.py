@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from scoreboard.errors import ScoreboardError, SettingInvalid
+from scoreboard.errors import Malformed, ScoreboardError, SettingInvalid
 from scoreboard.http.head import Head, read_head
 from scoreboard.http.problems import PROBLEM_TYPES, status_of
+from scoreboard.model import TOP, Span
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.addresses import client_address
 from streamer.handshake.request import (
@@ -26,7 +27,7 @@ from streamer.handshake.request import (
     encode_rejection,
     parse_request,
 )
-from tests.support.clients.viewer import KEY, Headers, request_bytes
+from tests.support.clients.viewer import KEY, PATH, Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
 
