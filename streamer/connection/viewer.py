@@ -285,14 +285,14 @@ class Viewer(asyncio.Protocol):
         if not isinstance(outcome, Caller):
             metrics.RENEWALS[outcome.code].inc()
             audit_refusal(outcome, user_id=session.caller.subject, client=self._address)
-            self.send(Problem(outcome.code, outcome.detail))
+            self._send(Problem(outcome.code, outcome.detail))
             return
         ends_at_s = self._manager.to_loop_time(outcome.expires_at_s)
         try:
             session.renew(outcome, ends_at_s, is_public=self._channel.is_public)
         except Malformed as error:
             metrics.RENEWALS["not-later"].inc()
-            self.send(Problem(error.code, error.detail))
+            self._send(Problem(error.code, error.detail))
         except Forbidden as error:
             metrics.RENEWALS["forbidden"].inc()
             audit_refusal(error, user_id=session.caller.subject, client=self._address)
@@ -305,7 +305,7 @@ class Viewer(asyncio.Protocol):
             board = self._channel.leaderboard
             if board is not None:
                 exp = int(outcome.expires_at_s)
-                self.send(Heartbeat(board.board, board.epoch, board.seq, now_ms(), exp))
+                self._send(Heartbeat(board.board, board.epoch, board.seq, now_ms(), exp))
 
     def token_check_failed(self) -> None:
         """Close with 1011: the token check failed by an error of the server."""
@@ -432,7 +432,7 @@ class Viewer(asyncio.Protocol):
             self._fail(error.code, error.reason)
         except Malformed as error:
             if self._is_open:
-                self.send(Problem(error.code, error.detail))
+                self._send(Problem(error.code, error.detail))
         else:
             if message is not None and self._is_open:
                 self._handle_message(message, now_s)
@@ -467,6 +467,10 @@ class Viewer(asyncio.Protocol):
         """The channel of the board of the handshake, or of the window of it that is viewed."""
         return self._channel
 
+    def send(self, message: Message) -> None:
+        """Write a message that is for this viewer only."""
+        self._send(message)
+
     def resync(self) -> None:
         """Send the board of the handshake, even if it was sent."""
         self._sent_frame = b""
@@ -483,7 +487,7 @@ class Viewer(asyncio.Protocol):
     def _renew(self, token: str, now_s: float) -> None:
         session = self._session
         if session is None:
-            self.send(Problem("no-token", "This connection has no token to renew"))
+            self._send(Problem("no-token", "This connection has no token to renew"))
         elif now_s - session.tried_at_s < self._manager.settings.auth_interval_s:
             self._fail(CloseCode.RATE_LIMITED, "too many auth messages")
         elif not session.is_checking:
@@ -500,7 +504,7 @@ class Viewer(asyncio.Protocol):
             return
         session.is_warned = True
         exp, grace_ms = int(session.caller.expires_at_s), int(settings.token_grace_s * 1000)
-        self.send(AuthExpiring(exp, grace_ms))
+        self._send(AuthExpiring(exp, grace_ms))
 
     def _next_deadline_s(self) -> float:
         settings = self._manager.settings
@@ -509,8 +513,7 @@ class Viewer(asyncio.Protocol):
             return deadline_s
         return min(deadline_s, self._session.next_deadline_s(settings))
 
-    def send(self, message: Message) -> None:
-        """Write a message that is for this viewer only."""
+    def _send(self, message: Message) -> None:
         self._transport.write(text_frame(encode(message)))
 
     def _observe_unsent(self) -> None:

@@ -132,19 +132,24 @@ async def test_a_second_subscription_replaces_the_window(
 
 
 async def test_sync_sends_one_board_or_all(start_streamer: StartStreamer, connect: Connect) -> None:
-    running = await start_streamer(sync_interval_s="0.000001")
+    running = await start_streamer(sync_interval_s="0.01")
     await make(running, WEEKLY)
     viewer = await connect(running.port)
-    await viewer.send_json({"type": "sync", "board": "main"})
+
+    async def sync(message: dict[str, str]) -> None:
+        await asyncio.sleep(0.05)  # pace: the interval of sync
+        await viewer.send_json(message)
+
+    await sync({"type": "sync", "board": "main"})
     assert [(await viewer.next())["board"] for _ in range(2)] == ["main", "main"]
-    await viewer.send_json({"type": "sync", "board": "weekly"})
+    await sync({"type": "sync", "board": "weekly"})
     assert await error_of(viewer) == ("not-subscribed", "weekly")
     await subscribe(viewer, "weekly")
     assert (await viewer.next())["board"] == "weekly"
 
-    await viewer.send_json({"type": "sync", "board": "weekly"})
+    await sync({"type": "sync", "board": "weekly"})
     assert (await viewer.next())["board"] == "weekly"
-    await viewer.send_json({"type": "sync"})
+    await sync({"type": "sync"})
     assert {(await viewer.next())["board"] for _ in range(2)} == {"main", "weekly"}
 
 
