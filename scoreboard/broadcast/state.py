@@ -90,7 +90,15 @@ class BoardState:
             return ReadResult.UNCHANGED
         offset, rows = (UNSET, UNSET) if self.span == TOP else (self.span.offset, self.span.rows)
         self.message = Leaderboard(
-            self.board, window.epoch, window.seq, at_ms, window.rows, season, ends_at, offset, rows
+            self.board,
+            window.epoch,
+            window.seq,
+            at_ms,
+            window.rows,
+            season,
+            ends_at,
+            offset=offset,
+            rows=rows,
         )
         return ReadResult.CHANGED
 

@@ -152,7 +152,6 @@ class Viewer(asyncio.Protocol):
             channel.skipped += self._sent_frame is not frame
             return
         if self._sent_frame is not frame:
-            data = frame if self._sent_frame else channel.first_frame
             # Set first: write() itself may call pause_writing().
             self._sent_frame = frame
             channel.sent += 1
@@ -160,7 +159,7 @@ class Viewer(asyncio.Protocol):
                 self.hold(channel.ack)
                 self._transport.write(channel.frame_with_ping)
             else:
-                self._transport.write(data)
+                self._transport.write(frame)
         if self._sent_status is not channel.status and not flow.paused_at_s:
             self._sent_status = channel.status
             self._transport.write(channel.status)
@@ -473,7 +472,13 @@ class Viewer(asyncio.Protocol):
 
     def resync(self) -> None:
         """Send the board of the handshake, even if it was sent."""
-        self._sent_frame = b""
+        channel, flow = self._channel, self._flow
+        if flow.is_held or flow.is_ack_paced:
+            self._sent_frame = b""
+        else:
+            self._sent_frame = channel.frame
+            channel.sent += 1
+            self._transport.write(channel.first_frame)
         self.push()
 
     def move(self, channel: Channel) -> None:

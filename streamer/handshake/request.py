@@ -50,8 +50,11 @@ _LIST: Final = re.compile(
 )
 """A list of tokens; empty members are ignored (RFC 9110, 5.6.1)."""
 
+_SUBPROTOCOLS: Final = {name: name for name in (SUBPROTOCOL, COMPACT)}
+"""Each with itself: no request holds a string of its own."""
+
 _SUBPROTOCOL_LINES: Final = {"": b""} | {
-    name: b"Sec-WebSocket-Protocol: %b\r\n" % name.encode() for name in (SUBPROTOCOL, COMPACT)
+    name: b"Sec-WebSocket-Protocol: %b\r\n" % name.encode() for name in _SUBPROTOCOLS
 }
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,6}")
 _LISTS: Final = frozenset({b"connection", b"sec-websocket-protocol"})
@@ -99,7 +102,7 @@ def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRe
     config.origins.check(headers.get(b"origin"), headers[b"host"])
     protocols = headers.get(b"sec-websocket-protocol", b"").decode("latin-1")
     offered = [word.strip() for word in protocols.split(",")] if protocols else []
-    subprotocol = next((name for name in offered if name in _SUBPROTOCOL_LINES and name), "")
+    subprotocol = next((_SUBPROTOCOLS[name] for name in offered if name in _SUBPROTOCOLS), "")
     if offered and not subprotocol:
         raise Malformed(f"Offer the subprotocol {SUBPROTOCOL} or {COMPACT}, or none")
     key = headers[b"sec-websocket-key"]
