@@ -339,7 +339,7 @@ async def test_each_board_of_a_slow_viewer_gets_its_turn(
         await board_of(viewer, board)
     hub, clock = running.streamer.manager.hub, running.streamer.manager.clock
     (connection,) = (one for one in running.streamer.manager.connections if isinstance(one, Viewer))
-    connection._flow.is_ack_paced = True
+    connection._flow._start_ack_pacing(clock())
     seen = len(viewer.messages)
 
     def publish(seq: int) -> None:
