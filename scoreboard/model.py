@@ -465,6 +465,22 @@ class Window(Struct, frozen=True):
     """The season of the rows as id:start:end (scoreboard.seasons); empty for none."""
 
 
+class Span(Struct, frozen=True):
+    """Which rows of a ranking a viewer sees: ``rows`` of them, after the first ``offset``."""
+
+    offset: int = 0
+    rows: int = WATCHED_TOP
+
+    @property
+    def end(self) -> int:
+        """The rank of the last row."""
+        return self.offset + self.rows
+
+
+TOP: Final = Span()
+"""The rows of a viewer that asks for no others."""
+
+
 class Standing(Struct, frozen=True):
     """A user's rank and score, with the rows around it (its own included) on request."""
 

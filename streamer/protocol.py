@@ -7,9 +7,11 @@ Messages to viewers are in ``scoreboard.broadcast.messages``, close codes in
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
+from scoreboard.broadcast.messages import OFFSET_MAX
 from scoreboard.errors import Malformed
+from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, SeasonId
 from scoreboard.security.tokens import TOKEN_BYTES_MAX
 
 BEARER_PREFIX: Final = "bearer."
@@ -23,13 +25,33 @@ class Auth(Struct, frozen=True, tag="auth", tag_field="type"):
 
 
 class Sync(Struct, frozen=True, tag="sync", tag_field="type"):
-    """Request the current board, even if it was already sent."""
+    """Request the current board, even if it was already sent; all boards without ``board``."""
+
+    board: BoardName | UnsetType = UNSET
 
 
-_decoder: Final = msgspec.json.Decoder(Auth | Sync)
+class Subscribe(Struct, frozen=True, tag="subscribe", tag_field="type"):
+    """Request a further board, or another window of a board that is already sent."""
+
+    board: BoardName
+    rows: Annotated[int, Meta(ge=WATCHED_TOP, le=PAGE_MAX)] = WATCHED_TOP
+    offset: Annotated[int, Meta(ge=0, le=OFFSET_MAX)] = 0
+    season: SeasonId | UnsetType = UNSET
+    """The season that is expected; another one than the current season is refused."""
 
 
-def decode(text: str) -> Auth | Sync:
+class Unsubscribe(Struct, frozen=True, tag="unsubscribe", tag_field="type"):
+    """End a subscription."""
+
+    board: BoardName
+
+
+Inbound = Auth | Sync | Subscribe | Unsubscribe
+
+_decoder: Final = msgspec.json.Decoder(Inbound)
+
+
+def decode(text: str) -> Inbound:
     """Parse a viewer's message.
 
     Raises Malformed; its detail does not repeat the message.
@@ -37,6 +59,8 @@ def decode(text: str) -> Auth | Sync:
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError:
-        raise Malformed('Send {"type":"sync"} or {"type":"auth","token":"…"}') from None
+        raise Malformed(
+            "Send a sync, auth, subscribe or unsubscribe message with valid values"
+        ) from None
     except (msgspec.DecodeError, RecursionError):
         raise Malformed("A message must be one JSON object") from None

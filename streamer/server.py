@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.viewer_counts import ViewerCounts
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.health.checks import VIEWERS, describe_live, describe_viewers, live_name
 from scoreboard.health.readings import describe_secrets
@@ -92,6 +93,10 @@ class Streamer:
             name="streamer",
             directory=BoardDirectory(settings, BoardList(self._client)),
             on_traced=self._frames.board_traced if self._frames else None,
+            windows=self.manager,
+        )
+        self.viewer_counts = ViewerCounts(
+            self._client, self.manager.viewers_by_board, self.manager.hub.set_viewers
         )
         self.is_draining = False
         self._listening = Acceptor()
@@ -122,6 +127,7 @@ class Streamer:
             self.manager.use(tasks, self.watcher)
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.watcher.run())
+            tasks.create_task(self.viewer_counts.run())
             tasks.create_task(refresh_secrets())
             tasks.create_task(self._sweep())
             tasks.create_task(self._run_timers())
@@ -202,7 +208,7 @@ class Streamer:
                 if number % DEADLINES_PER_TURN == 0:
                     await asyncio.sleep(0)
             manager.send_heartbeats(now_s)
-            manager.count_frames(manager.hub.channels.values())
+            manager.count_frames(manager.hub.every_channel)
 
 
 def _observe_delays(channel: Channel, now_s: float) -> None:

@@ -7,13 +7,26 @@ no queue: a slow connection skips to the newest board.
 
 from collections.abc import Callable
 
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
 from scoreboard.broadcast.messages import Heartbeat, Leaderboard, Message, Status
 
 
 class BoardChannel:
     """One board's newest leaderboard and status, encoded by ``encode``."""
 
-    __slots__ = ("_encode", "board", "frame", "is_public", "is_stale", "leaderboard", "status")
+    __slots__ = (
+        "_encode",
+        "all_viewers",
+        "board",
+        "first_frame",
+        "frame",
+        "is_public",
+        "is_stale",
+        "leaderboard",
+        "status",
+    )
 
     def __init__(self, board: str, encode: Callable[[Message], bytes]) -> None:
         self.board = board
@@ -22,14 +35,33 @@ class BoardChannel:
         self.leaderboard: Leaderboard | None = None
         self.frame = b""
         """The newest leaderboard, encoded; empty until the first."""
+        self.first_frame = b""
+        """The same for a new connection: the number of viewers may be newer."""
         self.status = b""
         """The newest status, encoded; empty as long as the board was never stale."""
         self._encode = encode
+        self.all_viewers: int | UnsetType = UNSET
+        """Viewers of the board over all processes, if known."""
 
     def set_leaderboard(self, leaderboard: Leaderboard) -> None:
         """Replace the leaderboard."""
+        if self.all_viewers is not UNSET:
+            leaderboard = replace(leaderboard, viewers=self.all_viewers)
         self.leaderboard = leaderboard
-        self.frame = self._encode(leaderboard)
+        self.frame = self.first_frame = self._encode(leaderboard)
+
+    def set_viewers(self, viewers: int | UnsetType) -> None:
+        """Set the viewers of the board over all processes, for the messages from now on."""
+        if viewers == self.all_viewers:
+            return
+        self.all_viewers = viewers
+        if self.leaderboard is not None:
+            self.first_frame = self._encode(replace(self.leaderboard, viewers=viewers))
+
+    def take_over(self, other: "BoardChannel") -> None:
+        """Take over access, status and viewers of another channel of the same board."""
+        self.is_public, self.is_stale, self.status = other.is_public, other.is_stale, other.status
+        self.all_viewers = other.all_viewers
 
     def set_status(self, status: Status) -> None:
         """Replace the status."""
@@ -46,4 +78,12 @@ class BoardChannel:
         leaderboard = self.leaderboard
         if leaderboard is None:
             return b""
-        return self._encode(Heartbeat(leaderboard.board, leaderboard.epoch, leaderboard.seq, at_ms))
+        return self._encode(
+            Heartbeat(
+                leaderboard.board,
+                leaderboard.epoch,
+                leaderboard.seq,
+                at_ms,
+                viewers=self.all_viewers,
+            )
+        )

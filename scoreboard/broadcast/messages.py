@@ -10,11 +10,17 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from scoreboard.model import BoardName, Row, SeasonId
+from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, Row, SeasonId
 
 WS_PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"
 """The WebSocket subprotocol: the version of these messages and of those from viewers."""
+
+COMPACT: Final = "scoreboard.v1.delta"
+"""The same messages, with ``delta`` in place of most ``leaderboard`` messages."""
+
+OFFSET_MAX: Final = 1_000_000
+"""Greatest offset of a window."""
 
 Epoch = Annotated[
     int, Meta(ge=1, description="Increases when the board is reloaded. Accept any other epoch.")
@@ -36,6 +42,22 @@ ExpiryS = Annotated[
     int, Meta(ge=0, description="Time at which the token expires, in seconds since 1970 UTC.")
 ]
 DelayMs = Annotated[int, Meta(ge=0, description="Milliseconds.")]
+Offset = Annotated[
+    int,
+    Meta(ge=0, le=OFFSET_MAX, description="Rows above the window. Absent for the top 10."),
+]
+WindowRows = Annotated[
+    int,
+    Meta(
+        ge=WATCHED_TOP,
+        le=PAGE_MAX,
+        description="Rows of the window, of which a short board has fewer. Absent for the top 10.",
+    ),
+]
+Viewers = Annotated[
+    int,
+    Meta(ge=0, description="Viewers of the board over all processes, about 15 seconds old."),
+]
 PartitionNumber = Annotated[int, Meta(ge=0, description="Number of a partition of the board.")]
 
 StaleReason = Literal["unreachable", "uninitialised", "rewound"]
@@ -47,7 +69,7 @@ class Message(Struct, frozen=True, tag_field="type", rename="camel"):
 
 
 class Leaderboard(Message, frozen=True, tag="leaderboard"):
-    """The top 10 of a board: sent after the handshake and at every change."""
+    """The top 10 of a board, or a window: sent after the handshake and at every change."""
 
     board: BoardName
     epoch: Epoch
@@ -57,6 +79,24 @@ class Leaderboard(Message, frozen=True, tag="leaderboard"):
     season: SeasonId | UnsetType = UNSET
     """The season that is shown; only on a board with seasons."""
     ends_at: EndsAtMs | UnsetType = UNSET
+    offset: Offset | UnsetType = UNSET
+    rows: WindowRows | UnsetType = UNSET
+    viewers: Viewers | UnsetType = UNSET
+
+
+class Delta(Message, frozen=True, tag="delta"):
+    """What differs from the board with the same epoch and the seq ``base``, which was sent last."""
+
+    board: BoardName
+    epoch: Epoch
+    base: Seq
+    seq: Seq
+    at: AtMs
+    count: Annotated[int, Meta(ge=0, description="Number of rows now.")]
+    changes: tuple[Row, ...]
+    """The rows that differ, or are new, by rank."""
+    offset: Offset | UnsetType = UNSET
+    rows: WindowRows | UnsetType = UNSET
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
@@ -67,6 +107,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     seq: Seq
     at: AtMs
     exp: ExpiryS | UnsetType = UNSET
+    viewers: Viewers | UnsetType = UNSET
 
 
 class Status(Message, frozen=True, tag="status"):
@@ -76,6 +117,7 @@ class Status(Message, frozen=True, tag="status"):
     reason: StaleReason | UnsetType = UNSET
     partitions: tuple[PartitionNumber, ...] | UnsetType = UNSET
     """The partitions that cannot be reached; absent if it is all of them, or not known."""
+    board: BoardName | UnsetType = UNSET
 
 
 class AuthExpiring(Message, frozen=True, tag="auth_expiring", rename=None):
@@ -86,10 +128,12 @@ class AuthExpiring(Message, frozen=True, tag="auth_expiring", rename=None):
 
 
 class Problem(Message, frozen=True, tag="error"):
-    """The viewer's last message was rejected; the connection stays open."""
+    """The viewer's last message was rejected, or a subscription ended. The connection stays."""
 
     code: str
     detail: str
+    board: BoardName | UnsetType = UNSET
+    """The board that the message or the subscription is for."""
 
 
 class Bye(Message, frozen=True, tag="bye", rename=None):
@@ -99,6 +143,27 @@ class Bye(Message, frozen=True, tag="bye", rename=None):
     reason: str
     reconnect: bool
     delay_ms: tuple[DelayMs, DelayMs]
+
+
+def difference(base: Leaderboard, new: Leaderboard) -> Delta | None:
+    """Return the delta from one board of a window to the next; None if not only rows differ."""
+    if (base.epoch, base.season, base.ends_at) != (new.epoch, new.season, new.ends_at):
+        return None
+    old = base.leaderboard
+    changes = tuple(
+        row for at, row in enumerate(new.leaderboard) if at >= len(old) or row != old[at]
+    )
+    return Delta(
+        new.board,
+        new.epoch,
+        base.seq,
+        new.seq,
+        new.at,
+        len(new.leaderboard),
+        changes,
+        new.offset,
+        new.rows,
+    )
 
 
 _encoder: Final = msgspec.json.Encoder()

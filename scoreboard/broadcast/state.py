@@ -11,7 +11,7 @@ from enum import Enum
 from msgspec import UNSET, UnsetType
 
 from scoreboard.broadcast.messages import Leaderboard, StaleReason, Status
-from scoreboard.model import Window
+from scoreboard.model import TOP, Span, Window
 
 
 class ReadResult(Enum):
@@ -23,7 +23,7 @@ class ReadResult(Enum):
 
 
 class BoardState:
-    """The newest accepted state of one board."""
+    """The newest accepted state of one board, or of one window of it."""
 
     __slots__ = (
         "_changed_ms",
@@ -34,11 +34,13 @@ class BoardState:
         "failure",
         "is_public",
         "message",
+        "span",
         "stale_reason",
     )
 
-    def __init__(self, board: str) -> None:
+    def __init__(self, board: str, span: Span = TOP) -> None:
         self.board = board
+        self.span = span
         self.message: Leaderboard | None = None
         """The message that viewers get; None until the first successful read."""
         self.is_public = False
@@ -57,8 +59,8 @@ class BoardState:
     def status(self) -> Status:
         """The message that tells viewers whether the board is live."""
         if self.stale_reason is None:
-            return Status("live")
-        return Status("stale", self.stale_reason, self.away or UNSET)
+            return Status("live", board=self.board)
+        return Status("stale", self.stale_reason, self.away or UNSET, self.board)
 
     @property
     def why_stale(self) -> str | None:
@@ -86,8 +88,17 @@ class BoardState:
             and held.season == season
         ):
             return ReadResult.UNCHANGED
+        offset, rows = (UNSET, UNSET) if self.span == TOP else (self.span.offset, self.span.rows)
         self.message = Leaderboard(
-            self.board, window.epoch, window.seq, at_ms, window.rows, season, ends_at
+            self.board,
+            window.epoch,
+            window.seq,
+            at_ms,
+            window.rows,
+            season,
+            ends_at,
+            offset=offset,
+            rows=rows,
         )
         return ReadResult.CHANGED
 

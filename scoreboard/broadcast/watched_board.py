@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from scoreboard.broadcast.pace import Pace
 from scoreboard.broadcast.state import BoardState
+from scoreboard.broadcast.windows import BoardWindows
 from scoreboard.runtime.telemetry import Children, counter, gauge
 from scoreboard.trace_context import TraceContext
 
@@ -90,10 +91,12 @@ class WatchedBoard:
         "task",
         "traces",
         "used_at_s",
+        "windows",
     )
 
     def __init__(self, board: str, interval_s: float, *, is_pinned: bool) -> None:
         self.state = BoardState(board)
+        self.windows = BoardWindows()
         self.pace = Pace(interval_s)
         self.is_pinned = is_pinned
         for metric in (REGRESSIONS, MISMATCHES):
@@ -134,6 +137,7 @@ class WatchedBoard:
     def close(self) -> None:
         """Release everything of a board that is watched no longer."""
         self.cancel_stale_timer()
+        self.windows.clear()
         self.first_read.set()  # for those who wait; they find no message
         for metric in _METRICS:
             metric.remove(self.name)

@@ -8,6 +8,8 @@ follows every confirmed subscription, so no change published in between is misse
 reconciliation corrects a lost message; the listener never gets an older board, nor an empty one
 because Redis is unreachable; a board that was dropped leaves nothing behind; in a cluster a server
 that is away delays and marks no board but those with a partition there.
+
+Windows of a board (scoreboard.broadcast.windows) are read by the same loop as its top.
 """
 
 import asyncio
@@ -30,14 +32,17 @@ from scoreboard.broadcast.watched_board import (
     NoticedTrace,
     WatchedBoard,
 )
+from scoreboard.broadcast.windows import IDLE_S as WINDOW_IDLE_S
+from scoreboard.broadcast.windows import MERGED_DEPTH_MAX, WatchedWindow
 from scoreboard.errors import (
     InternalError,
+    Malformed,
     RedisUnavailable,
     ScoreboardError,
     Uninitialised,
     UnknownBoard,
 )
-from scoreboard.model import WATCHED_TOP, Board, Partition, Window
+from scoreboard.model import TOP, WATCHED_TOP, Board, Partition, Span, Window
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import gauge, get_logger
@@ -82,6 +87,16 @@ NEW_BOARDS_PER_S: Final = 100
 NEW_BOARDS_BURST: Final = 200
 """Limits of the boards that a process starts to watch: each costs a subscription and two reads."""
 
+NEW_WINDOWS_PER_S: Final = 50
+NEW_WINDOWS_BURST: Final = 100
+"""Limits of the windows that a process starts to watch."""
+
+_WINDOWS: Final = gauge(
+    "windows_watched",
+    "Windows of boards, other than the top 10, that the process reads for viewers",
+    unit="windows",
+    normal="below SCOREBOARD_WINDOWS",
+)
 _WATCHED: Final = gauge(
     "boards_watched",
     "Boards that the process watches",
@@ -119,6 +134,22 @@ class Listener(Protocol):
         ...
 
 
+class WindowListener(Protocol):
+    """Receiver of changes of windows. All methods are called on the event loop, as a Listener's."""
+
+    def window_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        """Send ``state.message``, the rows of ``state.span``."""
+        ...
+
+    def is_window_viewed(self, board: str, span: Span) -> bool:
+        """Return whether a window has viewers."""
+        ...
+
+    def window_dropped(self, board: str, span: Span) -> None:
+        """Release what is kept of a window; it has viewers only if its board no longer has it."""
+        ...
+
+
 TraceListener = Callable[[BoardState, list[NoticedTrace]], None]
 """Called after ``board_changed`` with the traces of changes that the board contains."""
 
@@ -134,11 +165,15 @@ class BoardWatcher:
         name: str,
         directory: BoardDirectory | None = None,
         on_traced: TraceListener | None = None,
+        windows: WindowListener | None = None,
     ) -> None:
         """Read the settings; connect to nothing yet. ``on_traced`` is None without tracing.
 
-        Without a ``directory`` only the default boards can be watched.
+        Without a ``directory`` only the default boards can be watched, without ``windows`` only the
+        top of a board.
         """
+        self._windows = windows
+        self._new_windows = TokenBucket(NEW_WINDOWS_PER_S, NEW_WINDOWS_BURST, time.monotonic())
         self._on_traced = on_traced
         self._settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
@@ -218,6 +253,32 @@ class BoardWatcher:
         if state.message is None or self._watched.get(name) is not watched:
             raise Uninitialised
         return state
+
+    async def open_window(self, name: str, span: Span) -> BoardState:
+        """Return the state of a window that was read; watch its board and it if necessary.
+
+        The caller adds its viewer before it gives up control.
+
+        Raises what ``open`` raises, and Malformed if the board has no windows that deep.
+        """
+        await self.open(name)
+        watched = self._watched[name]
+        window = watched.windows.find(span) or self._add_window(watched, span)
+        window.used_at_s = time.monotonic()
+        if window.state.message is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_READ_S):
+                    await window.first_read.wait()
+        if window.state.message is None or watched.windows.find(span) is not window:
+            raise Uninitialised
+        return window.state
+
+    def use_window(self, board: str, span: Span) -> None:
+        """Keep a window that is about to have a viewer."""
+        watched = self._watched.get(board)
+        window = watched.windows.find(span) if watched is not None else None
+        if window is not None:
+            window.used_at_s = time.monotonic()
 
     async def wait_for_first_reads(self) -> None:
         """Wait until the first read of every default board has succeeded or failed."""
@@ -317,6 +378,7 @@ class BoardWatcher:
             del self._by_channel[channel]
         self._changes.drop(watched.channels)
         watched.close()
+        self._count_windows()
         self._listener.board_dropped(watched.name, is_deleted=is_deleted)
         _WATCHED.set(len(self._watched))
         if is_deleted:
@@ -354,6 +416,56 @@ class BoardWatcher:
             pass  # it is not known: Redis is unreachable, or was emptied
         watched.absent_at_s = 0.0
         return False
+
+    # Windows
+
+    def _add_window(self, watched: WatchedBoard, span: Span) -> WatchedWindow:
+        """Start reading a window.
+
+        Raises Malformed if the board has no windows that deep, Overloaded at a limit.
+        """
+        if len(watched.channels) > 1 and span.end > MERGED_DEPTH_MAX:
+            raise Malformed(f"offset + rows is at most {MERGED_DEPTH_MAX} on this board")
+        if not self._new_windows.take(time.monotonic()):
+            raise overloaded("Too many windows are asked for at once")
+        if len(watched.windows) >= self._settings.windows_per_board:
+            self._make_room_for_window((watched,))
+        if sum(len(one.windows) for one in self._watched.values()) >= self._settings.windows:
+            self._make_room_for_window(self._watched.values())
+        window = watched.windows.add(watched.name, span)
+        self._count_windows()
+        self._wake(watched)
+        return window
+
+    def _make_room_for_window(self, boards: Iterable[WatchedBoard]) -> None:
+        """Drop a window of these boards that has no viewers.
+
+        Raises Overloaded if all have viewers.
+        """
+        for watched in boards:
+            for span in self._unused_windows(watched, 0.0)[:1]:
+                self._drop_window(watched, span)
+                return
+        raise overloaded("This server is at its limit of windows")
+
+    def _unused_windows(self, watched: WatchedBoard, idle_s: float) -> list[Span]:
+        listener, board = self._windows, watched.name
+        if listener is None:
+            return []
+        return watched.windows.unused(lambda span: listener.is_window_viewed(board, span), idle_s)
+
+    def _drop_windows(self, watched: WatchedBoard, spans: Iterable[Span]) -> None:
+        for span in spans:
+            self._drop_window(watched, span)
+
+    def _drop_window(self, watched: WatchedBoard, span: Span) -> None:
+        watched.windows.drop(span)
+        if self._windows is not None:
+            self._windows.window_dropped(watched.name, span)
+        self._count_windows()
+
+    def _count_windows(self) -> None:
+        _WINDOWS.set(sum(len(watched.windows) for watched in self._watched.values()))
 
     # Called by the subscription
 
@@ -413,6 +525,8 @@ class BoardWatcher:
             if watched.failures:
                 most_s = max(RECONNECT_MOST_S, len(self._watched) / RETRIES_PER_S)
                 wait_s = min(wait_s, backoff_s(watched.failures, most_s=most_s))
+            else:
+                wait_s = min(wait_s, watched.windows.due_at_s - loop.time())
             if not watched.dirty.is_set():
                 try:
                     async with asyncio.timeout(max(wait_s, 0.0)):
@@ -433,8 +547,10 @@ class BoardWatcher:
                 if with_board:
                     watched.is_board_changed = False
                     reconcile_at_s = started_at_s + RECONCILE_S
-                await self._read(watched, was_notified=was_notified, with_board=with_board)
+                if was_notified or with_board or watched.failures or await self._has_moved(watched):
+                    await self._read(watched, was_notified=was_notified, with_board=with_board)
             watched.first_read.set()
+            self._drop_windows(watched, self._unused_windows(watched, WINDOW_IDLE_S))
             if await self._is_over(watched, was_reconciled=with_board):
                 return
 
@@ -459,7 +575,7 @@ class BoardWatcher:
             if with_board:
                 await self._read_board(watched)
             asked_at_s = loop.time()
-            window = await self._read_window(watched)
+            window, others = await self._read_windows(watched, asked_at_s)
         except Uninitialised:
             REDIS_UP.set(1)
             # Read again soon: a board opens one partition after another, and those of a layout that
@@ -480,6 +596,7 @@ class BoardWatcher:
             if state.stale_reason != "rewound":
                 REGRESSIONS[state.board].inc()
                 _log.error("board_rewound", board=state.board, epoch=window.epoch, seq=window.seq)
+            watched.windows.put_off(asked_at_s)
             self._mark_stale(watched, "rewound")
             return
         state.note_times(window, asked_at_s)
@@ -490,6 +607,7 @@ class BoardWatcher:
             if had_message and not was_notified:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
             self._listener.board_changed(state, watched.noticed_at_s)
+        self._report_windows(watched, watched.windows.apply(window, others, asked_at_s))
         self._report_traces(watched, noticed, is_shown=result is ReadResult.CHANGED)
         if self._changes.hears(watched.channels):
             self._mark_live(watched)
@@ -511,12 +629,34 @@ class BoardWatcher:
         if traces and is_shown and self._on_traced is not None:
             self._on_traced(watched.state, traces)
 
-    async def _read_window(self, watched: WatchedBoard) -> Window:
+    def _report_windows(self, watched: WatchedBoard, changed: Iterable[BoardState]) -> None:
+        if self._windows is not None:
+            for state in changed:
+                self._windows.window_changed(state, watched.noticed_at_s)
+
+    async def _has_moved(self, watched: WatchedBoard) -> bool:
+        """Return whether the windows of a board may have changed: whether its seq has moved."""
+        try:
+            board = await self._store.leaderboard(watched.name, limit=0)
+        except ScoreboardError:
+            return True  # the read meets the same error, and handles it
+        return watched.windows.have_changed(board.positions, asyncio.get_running_loop().time())
+
+    async def _read_windows(
+        self, watched: WatchedBoard, now_s: float
+    ) -> tuple[Window, list[tuple[Span, Window]]]:
+        """Read the top of a board and the windows to read with it."""
         message = watched.state.message
-        window = await self._store.leaderboard(watched.name, limit=WATCHED_TOP)
-        if message is not None and message.epoch != window.epoch:
+        if len(watched.channels) > 1:  # perhaps more than when the window was opened
+            self._drop_windows(watched, watched.windows.too_deep())
+        spans = watched.windows.to_read(now_s)
+        if spans:
+            top, *others = await self._store.windows(watched.name, (TOP, *spans))
+        else:
+            top, others = await self._store.leaderboard(watched.name, limit=WATCHED_TOP), []
+        if message is not None and message.epoch != top.epoch:
             await self._read_board(watched)  # a reseed may have changed layout or access
-        return window
+        return top, list(zip(spans, others, strict=True))
 
     async def _read_board(self, watched: WatchedBoard) -> None:
         board, state = await self._store.board(watched.name), watched.state

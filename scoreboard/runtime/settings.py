@@ -273,6 +273,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             "for viewers"
         ),
     ] = 1000
+    windows: Annotated[
+        PositiveInt,
+        _description(
+            "Maximum windows, other than the top 10 of a board, that a streamer process reads for "
+            "viewers, each at most once a second; at the limit, a window without viewers makes room"
+        ),
+    ] = 200
+    windows_per_board: Annotated[
+        PositiveInt, _description("The same limit for the windows of one board")
+    ] = 50
     viewer_age_s: Annotated[
         Seconds, _description("Age at which a viewer is asked to reconnect; random, ±25 %")
     ] = 14_400.0

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import redis.asyncio as aioredis
 from msgspec import Meta, Struct, field
+from msgspec.structs import astuple, replace
 
 from scoreboard.errors import Uninitialised, UnknownUser
 from scoreboard.model import (
@@ -29,6 +30,7 @@ from scoreboard.model import (
     Row,
     Rules,
     ScoreRank,
+    Span,
     Standing,
     Standings,
     Window,
@@ -187,6 +189,53 @@ def _rows(rules: Rules, members: Sequence[_Member], first_index: int) -> tuple[R
     )
 
 
+def _window(layout: Layout, pages: Sequence[_Page], offset: int, limit: int) -> Window:
+    """Merge the pages of all partitions; with several, each begins at its first row."""
+    if len(pages) == 1:
+        (page,) = pages
+        return Window(
+            page.epoch,
+            page.seq,
+            page.total,
+            _rows(layout.rules, _members(page.rows, 0), offset),
+            ((page.epoch, page.seq),),
+            page.changed_ms,
+            page.now_ms,
+            page.season,
+        )
+    ranking = merge(*(_members(page.rows, number) for number, page in enumerate(pages)))
+    return Window(
+        epoch=sum(page.epoch for page in pages),
+        seq=sum(page.seq for page in pages),
+        total=sum(page.total for page in pages),
+        rows=_rows(layout.rules, list(islice(ranking, offset, offset + limit)), offset),
+        positions=tuple((page.epoch, page.seq) for page in pages),
+        changed_ms=max(page.changed_ms for page in pages),
+        read_ms=max(page.now_ms for page in pages),
+        # Partitions turn one after the other: until the last one has, it is the season before.
+        season=min((page.season for page in pages), key=_start_of),
+    )
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """Return the fewest spans that hold all rows of ``spans``, by offset."""
+    joined: list[Span] = []
+    for span in sorted(spans, key=lambda one: one.offset):
+        last = joined[-1] if joined else None
+        if last is not None and span.offset <= last.end:
+            joined[-1] = Span(last.offset, max(last.end, span.end) - last.offset)
+        else:
+            joined.append(span)
+    return joined
+
+
+def _part(windows: Sequence[Window], ranges: Sequence[Span], span: Span) -> Window:
+    """Cut a span out of the windows that were read of ``ranges``."""
+    at = max(number for number, one in enumerate(ranges) if one.offset <= span.offset)
+    first = span.offset - ranges[at].offset
+    return replace(windows[at], rows=windows[at].rows[first : first + span.rows])
+
+
 def _parts(items: Sequence[_Item]) -> list[Sequence[_Item]]:
     """Split a sequence into parts that one call takes."""
     return [items[at : at + BATCH_MAX] for at in range(0, len(items), BATCH_MAX)]
@@ -278,37 +327,38 @@ class Boards(Partitions):
         )
 
     async def _leaderboard(self, board: str, known: _Known, offset: int, limit: int) -> Window:
+        # Any of several partitions may hold all of the rows, so each is read from its first one.
+        several = known.layout.partitions > 1
+        args = (0, offset + limit if limit else 0) if several else (offset, limit)
+        numbers = range(known.layout.partitions)
+        found = await self._read(_LEADERBOARD, board, known, dict.fromkeys(numbers, args))
+        return _window(known.layout, [page for page, _ in found], offset, limit)
+
+    async def windows(self, board: str, spans: Sequence[Span]) -> list[Window]:
+        """Read several windows of a board in one round trip, in the order of ``spans``.
+
+        Windows that overlap are of one moment, on a board of several partitions all of them.
+
+        Raises Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        return await self._with_layout(board, lambda known: self._windows(board, known, spans))
+
+    async def _windows(self, board: str, known: _Known, spans: Sequence[Span]) -> list[Window]:
         layout = known.layout
         numbers = range(layout.partitions)
-        if layout.partitions == 1:
-            ((page, _),) = await self._read(_LEADERBOARD, board, known, {0: (offset, limit)})
-            rows = _rows(layout.rules, _members(page.rows, 0), offset)
-            return Window(
-                page.epoch,
-                page.seq,
-                page.total,
-                rows,
-                ((page.epoch, page.seq),),
-                page.changed_ms,
-                page.now_ms,
-                page.season,
-            )
-        # Any partition may hold all of the rows, so each is read from its first one.
-        args = (0, offset + limit if limit else 0)
-        found = await self._read(_LEADERBOARD, board, known, dict.fromkeys(numbers, args))
-        pages: list[_Page] = [page for page, _ in found]
-        ranking = merge(*(_members(page.rows, number) for number, page in enumerate(pages)))
-        return Window(
-            epoch=sum(page.epoch for page in pages),
-            seq=sum(page.seq for page in pages),
-            total=sum(page.total for page in pages),
-            rows=_rows(layout.rules, list(islice(ranking, offset, offset + limit)), offset),
-            positions=tuple((page.epoch, page.seq) for page in pages),
-            changed_ms=max(page.changed_ms for page in pages),
-            read_ms=max(page.now_ms for page in pages),
-            # Partitions turn one after the other: until the last one has, it is the season before.
-            season=min((page.season for page in pages), key=_start_of),
+        several = layout.partitions > 1
+        ranges = [Span(0, max(one.end for one in spans))] if several else _joined(spans)
+        found = await self._read_each(
+            _LEADERBOARD,
+            board,
+            known,
+            [(number, (one.offset, one.rows)) for one in ranges for number in numbers],
         )
+        read = [
+            _window(layout, [page for page, _ in found[at : at + len(numbers)]], *astuple(one))
+            for at, one in zip(range(0, len(found), len(numbers)), ranges, strict=True)
+        ]
+        return [_part(read, ranges, span) for span in spans]
 
     async def standing(self, board: str, user_id: str, *, around: int = 0) -> Standing:
         """Read a user's rank and score, with ``around`` rows on each side.

@@ -48,6 +48,11 @@ def load_test_key(board: str) -> str:
     return f"sb:{{{board}:0}}:bench"
 
 
+def viewers_key(board: str) -> str:
+    """Name the hash process → viewers of a board, which expires with its last process."""
+    return f"sb:{{{board}:0}}:viewers"
+
+
 def limit_key(kind: str, caller: str, per_minute: int) -> str:
     """Name the list of a caller's updates in the last minute; another limit has another list."""
     return f"{LIMIT_PREFIX}:LIMITER/{kind}/{caller}/{per_minute}/1/minute"

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from scoreboard.model import SLOT_COUNT, Board, BoardState, Count, Layout, Partition, Rules
 from scoreboard.store.cluster import send_many
-from scoreboard.store.keys import GROUP, PartitionKeys, load_test_key
+from scoreboard.store.keys import GROUP, PartitionKeys, load_test_key, viewers_key
 from scoreboard.store.partitions import Partitions, PartitionState
 from scoreboard.store.replies import parse_whole, read_replies, read_reply
 from scoreboard.store.scripts import Script, call
@@ -218,7 +218,7 @@ class Rebuilding(Partitions):
             keys.pulse,
         ]
         if partition.number == 0:  # the key has its tag: on a cluster, others are in other slots
-            names.append(load_test_key(partition.board))
+            names += [load_test_key(partition.board), viewers_key(partition.board)]
         generation = int(await self.now_s(partition) // layout.seen_seconds)
         names += [
             keys.dedup_shard(near, shard)

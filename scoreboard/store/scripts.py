@@ -170,18 +170,25 @@ async def call(
 
 
 async def call_many(
-    client: aioredis.Redis, script: Script, calls: Sequence[_Call], shape: type[_Shape]
+    client: aioredis.Redis,
+    script: Script,
+    calls: Sequence[_Call],
+    shape: type[_Shape],
+    *,
+    reads: bool = True,
 ) -> list[_Shape]:
-    """Run a reading script several times in one round trip; return the replies in order.
+    """Run a script several times in one round trip; return the replies in order.
+
+    A script that writes (``reads`` is false) is one that may be repeated.
 
     Raises what ``call`` raises, for the first call that failed.
     """
     if len(calls) == 1:
         keys, args = calls[0]
-        return [await call(client, script, keys, args, shape, reads=True)]
+        return [await call(client, script, keys, args, shape, reads=reads)]
     began_s = time.perf_counter()
     try:
-        commands = [script_command(script, *one, reads=True) for one in calls]
+        commands = [script_command(script, *one, reads=reads) for one in calls]
         replies = await send_many(client, commands)
         lacking = [
             keys[0]

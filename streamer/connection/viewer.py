@@ -2,8 +2,9 @@
 
 Inbound frames go through the websockets library. Boards bypass it, because every viewer gets the
 same bytes. A viewer has no task and no queue: its only pending message is the newest frame of its
-channel. A viewer that cannot take data (its buffer is not empty, or the pong that acknowledges the
-last board is outstanding) skips boards and later gets the newest one.
+channel, and of those of its further boards (streamer.connection.subscriptions). A viewer that
+cannot take data (its buffer is not empty, or the pong that acknowledges the last board is
+outstanding) skips boards and later gets the newest one.
 
 Invariants: no board follows a close frame; a lost viewer is removed from channel, manager and
 counts exactly once.
@@ -16,6 +17,7 @@ import sys
 from contextlib import suppress
 from typing import Final, cast
 
+from msgspec import UNSET
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 
@@ -28,14 +30,14 @@ from scoreboard.broadcast.messages import (
     encode,
     now_ms,
 )
-from scoreboard.errors import Forbidden, Malformed, ScoreboardError
+from scoreboard.errors import Forbidden, Malformed, ScoreboardError, UnknownBoard
 from scoreboard.runtime.audit import audit_refusal
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.security.access import can_read
 from scoreboard.security.tokens import Caller
 from streamer import metrics
 from streamer.connection.flow_control import KEEPALIVE_FRAME, FlowControl
-from streamer.connection.framing import close_frame, text_frame
+from streamer.connection.framing import close_frame, ping_frame, text_frame
 from streamer.connection.inbound import (
     CHUNK_BYTES,
     FrameError,
@@ -43,10 +45,11 @@ from streamer.connection.inbound import (
     Parser,
     read_pong,
 )
+from streamer.connection.subscriptions import Subscriptions
 from streamer.connection.token_session import TokenSession
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
-from streamer.protocol import Auth, Sync
+from streamer.protocol import Auth, Inbound, Subscribe, Sync, Unsubscribe
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """Maximum time for a viewer to answer a close frame."""
@@ -58,6 +61,9 @@ _KNOWN_CODES: Final = frozenset(CloseCode) | {1005, 1006}
 
 class Viewer(asyncio.Protocol):
     """One viewer, from its 101 response to the end of its connection."""
+
+    is_compact = False
+    """Whether the viewer takes deltas."""
 
     __slots__ = (
         "_address",
@@ -75,6 +81,7 @@ class Viewer(asyncio.Protocol):
         "_sent_frame",
         "_sent_status",
         "_session",
+        "_subscriptions",
         "_transport",
         "index",
         "slot",
@@ -111,6 +118,7 @@ class Viewer(asyncio.Protocol):
         # Created on demand: most viewers send nothing but pongs.
         self._parser: Parser | None = None
         self._reader: MessageReader | None = None
+        self._subscriptions: Subscriptions | None = None
         self.index = -1
         self.slot = 0
 
@@ -128,7 +136,7 @@ class Viewer(asyncio.Protocol):
         channel.sent += 1
         channel.add(self)
         manager.admission.viewers += 1
-        self._transport.write(response + channel.frame)
+        self._transport.write(response + channel.first_frame)
         self.push()
         manager.wheel.schedule(self, self._next_deadline_s())
         if received:
@@ -148,19 +156,27 @@ class Viewer(asyncio.Protocol):
             self._sent_frame = frame
             channel.sent += 1
             if flow.is_ack_paced:
-                self._push_ack_paced()
+                self.hold(channel.ack)
+                self._transport.write(channel.frame_with_ping)
             else:
                 self._transport.write(frame)
         if self._sent_status is not channel.status and not flow.paused_at_s:
             self._sent_status = channel.status
             self._transport.write(channel.status)
 
-    def _push_ack_paced(self) -> None:
+    def hold(self, ack: bytes) -> None:
+        """Hold further boards until a ping with this payload, written next, is answered."""
         manager = self._manager
         now_s = manager.clock()
-        self._flow.await_pong(self._channel.ack, now_s)
+        self._flow.await_pong(ack, now_s)
         manager.wheel.schedule(self, now_s + manager.settings.slow_viewer_s)
-        self._transport.write(self._channel.frame_with_ping)
+
+    def _push_all(self) -> None:
+        """Push all boards of this viewer, which can take data again."""
+        if self._subscriptions is None:
+            self.push()
+        else:
+            self._subscriptions.push_in_turn()
 
     def push_heartbeat(self, frame: bytes) -> None:
         """Write a heartbeat, unless this viewer cannot take data."""
@@ -211,7 +227,7 @@ class Viewer(asyncio.Protocol):
         """Send the newest board: the buffer is empty again."""
         self._flow.resume()
         if self._is_open:
-            self.push()
+            self._push_all()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         """Release everything, once."""
@@ -282,6 +298,8 @@ class Viewer(asyncio.Protocol):
             self.close(CloseCode.FORBIDDEN)
         else:
             metrics.RENEWALS["renewed"].inc()
+            if self._subscriptions is not None:
+                self._subscriptions.check_access()
             self._manager.wheel.schedule(self, session.next_deadline_s(self._manager.settings))
             board = self._channel.leaderboard
             if board is not None:
@@ -292,16 +310,33 @@ class Viewer(asyncio.Protocol):
         """Close with 1011: the token check failed by an error of the server."""
         self.close(CloseCode.INTERNAL_ERROR)
 
-    def access_revoked(self, channel: Channel) -> None:
+    @property
+    def caller(self) -> Caller | None:
+        """The caller that this viewer's token is of; None without a token."""
+        return self._session.caller if self._session else None
+
+    def access_revoked(self, board: str) -> None:
         """Close if this viewer was admitted only because the board was public."""
-        caller = self._session.caller if self._session else None
-        if channel is self._channel and not can_read(caller, is_public=channel.is_public):
+        channel = self._channel
+        if channel.board != board:
+            if self._subscriptions is not None:
+                self._subscriptions.check_access()
+        elif not can_read(self.caller, is_public=channel.is_public):
             self.close(CloseCode.FORBIDDEN)
 
-    def board_deleted(self, channel: Channel) -> None:
+    def board_deleted(self, board: str) -> None:
         """Close if this viewer views the board, which was deleted."""
-        if channel is self._channel:
+        if self._channel.board == board:
             self.close(CloseCode.BOARD_DELETED)
+        elif self._subscriptions is not None:
+            self._subscriptions.end(board, UnknownBoard())
+
+    def window_dropped(self, channel: Channel) -> None:
+        """Close if this viewer views the window; a new handshake says why it does not exist."""
+        if self._channel is channel:
+            self.close(CloseCode.RESTART)
+        elif self._subscriptions is not None:
+            self._subscriptions.window_dropped(channel)
 
     def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:
         """Send ``bye`` and close: the process is stopping."""
@@ -356,6 +391,8 @@ class Viewer(asyncio.Protocol):
         self._is_open = False
         self._close_code = code
         self._closed_by = by
+        if self._subscriptions is not None:
+            self._subscriptions.close()
         if self.index >= 0:
             self._channel.remove(self)
             self._manager.admission.viewers -= 1
@@ -378,7 +415,7 @@ class Viewer(asyncio.Protocol):
         if not self._flow.pong_received(payload, self._manager.settings, now_s):
             return False
         if self._is_open:
-            self.push()
+            self._push_all()
         return True
 
     def _handle_frame(self, frame: Frame) -> None:
@@ -399,12 +436,58 @@ class Viewer(asyncio.Protocol):
             if message is not None and self._is_open:
                 self._handle_message(message, now_s)
 
-    def _handle_message(self, message: Auth | Sync, now_s: float) -> None:
-        if isinstance(message, Sync):
+    def _handle_message(self, message: Inbound, now_s: float) -> None:
+        match message:
+            case Auth():
+                self._renew(message.token, now_s)
+            case Sync() if self._subscriptions is None and message.board in {UNSET, self.board}:
+                self.resync()
+            case Sync():
+                self._use_subscriptions().sync(message.board)
+            case Subscribe():
+                self._use_subscriptions().subscribe(message)
+            case Unsubscribe():
+                self._use_subscriptions().unsubscribe(message.board)
+
+    def _use_subscriptions(self) -> Subscriptions:
+        if self._subscriptions is None:
+            self._subscriptions = Subscriptions(self, self._manager, self._flow, self._transport)
+        return self._subscriptions
+
+    # Called by the subscriptions
+
+    @property
+    def board(self) -> str:
+        """The board of the handshake."""
+        return self._channel.board
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of the board of the handshake, or of the window of it that is viewed."""
+        return self._channel
+
+    def send(self, message: Message) -> None:
+        """Write a message that is for this viewer only."""
+        self._send(message)
+
+    def resync(self) -> None:
+        """Send the board of the handshake, even if it was sent."""
+        channel, flow = self._channel, self._flow
+        if flow.is_held or flow.is_ack_paced:
             self._sent_frame = b""
-            self.push()
         else:
-            self._renew(message.token, now_s)
+            self._sent_frame = channel.frame
+            channel.sent += 1
+            self._transport.write(channel.first_frame)
+        self.push()
+
+    def move(self, channel: Channel) -> None:
+        """View another window of the same board."""
+        self._channel.remove(self)
+        self._channel = channel
+        self._sent_status = channel.initial_status
+        channel.add(self)
+        self.resync()
 
     def _renew(self, token: str, now_s: float) -> None:
         session = self._session
@@ -456,3 +539,30 @@ class Viewer(asyncio.Protocol):
                 self._transport.write(data)
             elif self._transport.can_write_eof():
                 self._transport.write_eof()
+
+
+class CompactViewer(Viewer):
+    """A viewer that takes deltas: a frame is replaced by what differs from the one before it."""
+
+    is_compact = True
+
+    __slots__ = ()
+
+    def push(self) -> None:
+        """Write the frame, or the delta to it, and the status that this viewer lacks."""
+        channel, flow = self._channel, self._flow
+        frame = channel.frame
+        if flow.is_held:
+            channel.skipped += self._sent_frame is not frame
+            return
+        if self._sent_frame is not frame:
+            data = channel.next_for(self._sent_frame)
+            self._sent_frame = frame
+            channel.sent += 1
+            if flow.is_ack_paced:
+                self.hold(channel.ack)
+                data += ping_frame(channel.ack)
+            self._transport.write(data)
+        if self._sent_status is not channel.status and not flow.paused_at_s:
+            self._sent_status = channel.status
+            self._transport.write(channel.status)

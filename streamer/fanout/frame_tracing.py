@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import NoticedTrace
+from scoreboard.model import TOP
 from streamer.fanout.hub import Channel, Hub
 
 if TYPE_CHECKING:
@@ -57,6 +58,6 @@ class FrameTracing:
     def turn_ended(self, channels: Iterable[Channel]) -> None:
         """End the spans of channels whose sweep has ended."""
         for channel in channels:
-            if not channel.is_sweeping:
+            if not channel.is_sweeping and channel.span == TOP:
                 for span in self._pending.pop(channel.board, ()):
                     span.end()

@@ -1,29 +1,42 @@
 """The viewers of each board, and the order in which new frames are pushed to them. No I/O.
 
-A channel holds a board's viewers and their current frames: the newest board and its status. A sweep
-visits all viewers once, in turns of bounded work. A newer frame restarts the sweep at the current
-position, so that the remaining viewers get the newer frame and all others are visited again.
+A channel holds the viewers of a board, or of one window of it, and their current frames: the newest
+board and its status. A sweep visits all viewers once, in turns of bounded work. A newer frame
+restarts the sweep at the current position, so that the remaining viewers get the newer frame and
+all others are visited again.
 
 Invariants: every viewer that can take data is offered the newest frame, whichever viewers join or
 leave during a sweep; a turn costs nothing for channels that are not sweeping.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Final, Protocol
 
+from msgspec import UnsetType
+
 from scoreboard.broadcast.channel import BoardChannel
-from scoreboard.broadcast.messages import Leaderboard, Message, Status, encode
+from scoreboard.broadcast.messages import Leaderboard, Message, Status, difference, encode
 from scoreboard.broadcast.pace import gap_after
+from scoreboard.model import TOP, Span
 from streamer.connection.framing import ping_frame, text_frame
 
 CHUNK: Final = 50
 """Viewers visited between two reads of the clock."""
 
+DELTAS_MAX: Final = 19
+"""Deltas in a row: at least every 20th frame of a channel is a whole board."""
+
 
 class Subscriber(Protocol):
-    """A viewer as its channel sees it. The channel owns ``index``."""
+    """A viewer as its channel sees it, or its subscription. The channel owns ``index``."""
 
     index: int
+
+    @property
+    def is_compact(self) -> bool:
+        """Return whether it takes deltas."""
+        ...
 
     def push(self) -> None:
         """Write the channel's frames that this viewer lacks, if it can take data."""
@@ -35,29 +48,42 @@ class Subscriber(Protocol):
 
 
 class Channel(BoardChannel):
-    """One board's viewers, and the frames to send them."""
+    """The viewers of one board, or of one window of it, and the frames to send them."""
 
     __slots__ = (
+        "_compact",
         "_cursor",
+        "_deltas",
         "_heartbeat",
         "_number",
         "_on_sweep",
+        "_previous",
         "_remaining",
         "accepted_at_s",
         "ack",
+        "delta",
         "frame_at_s",
         "frame_with_ping",
         "least_gap_s",
         "noticed_at_s",
         "sent",
         "skipped",
+        "span",
         "used_s",
         "viewers",
     )
 
-    def __init__(self, board: str, on_sweep: Callable[[], None]) -> None:
+    def __init__(self, board: str, on_sweep: Callable[[], None], span: Span = TOP) -> None:
         super().__init__(board, _text_frame)
+        self.span = span
         self.viewers: list[Subscriber] = []
+        self.delta = b""
+        """What turns the frame before into ``frame``; empty if viewers get the whole frame."""
+        self._previous = b""
+        self._compact = 0
+        """Viewers that take deltas."""
+        self._deltas = 0
+        """Deltas since the last whole frame."""
         self.frame_with_ping = b""
         """``frame`` followed by a ping with the payload ``ack``, for ack-paced viewers."""
         self.ack = b""
@@ -87,7 +113,10 @@ class Channel(BoardChannel):
     ) -> None:
         """Replace the board and start a sweep."""
         self._number += 1
+        base, self._previous = self.leaderboard, self.frame
         self.set_leaderboard(leaderboard)
+        self.delta = self._delta_from(base) if self._compact and base is not None else b""
+        self._deltas = self._deltas + 1 if self.delta else 0
         self.ack = b"%d" % self._number
         self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
@@ -96,6 +125,12 @@ class Channel(BoardChannel):
         if not self.viewers:
             self.least_gap_s = 0.0
         self._start_sweep(b"")
+
+    def next_for(self, sent: bytes) -> bytes:
+        """Return what brings a viewer that takes deltas to ``frame``, from the frame it has."""
+        if self.delta and sent is self._previous:
+            return self.delta
+        return self.frame if sent else self.first_frame
 
     def publish_status(self, status: Status) -> None:
         """Replace the status and start a sweep."""
@@ -123,6 +158,7 @@ class Channel(BoardChannel):
         """Add a viewer that already has the current frame."""
         viewer.index = len(self.viewers)
         self.viewers.append(viewer)
+        self._compact += viewer.is_compact
         if self._remaining:
             # The sweep will visit this viewer too; it must not end before its starting point.
             self._remaining += 1
@@ -131,6 +167,7 @@ class Channel(BoardChannel):
         """Remove a viewer; the last one in the list takes its place."""
         index, last = viewer.index, self.viewers.pop()
         viewer.index = -1
+        self._compact -= viewer.is_compact
         if last is viewer:
             return
         self.viewers[index] = last
@@ -166,6 +203,14 @@ class Channel(BoardChannel):
         """Return whether some viewers remain to be visited."""
         return self._remaining > 0
 
+    def _delta_from(self, base: Leaderboard) -> bytes:
+        """Return the delta that replaces ``frame``; b"" if it cannot, or is not smaller."""
+        if self._deltas >= DELTAS_MAX or self.leaderboard is None:
+            return b""
+        delta = difference(base, self.leaderboard)
+        frame = _text_frame(delta) if delta is not None else b""
+        return frame if len(frame) < len(self.frame) else b""
+
     def _start_sweep(self, heartbeat: bytes) -> None:
         self._heartbeat = heartbeat
         self._remaining = len(self.viewers)
@@ -178,10 +223,16 @@ def _text_frame(message: Message) -> bytes:
 
 
 class Hub:
-    """The channels of one process. ``on_sweep`` is called when a sweep starts."""
+    """The channels of one process, by board and window.
+
+    ``on_sweep`` is called when a sweep starts.
+    """
 
     def __init__(self, boards: tuple[str, ...], on_sweep: Callable[[], None]) -> None:
         self.channels: dict[str, Channel] = {}
+        """The channel of each board, without windows."""
+        self._windows: dict[str, dict[Span, Channel]] = {}
+        """The channels of the windows of each board that has some."""
         self._on_sweep = on_sweep
         self._sweeping: dict[Channel, None] = {}
         """Channels that have viewers left to visit, in the order of their next turns."""
@@ -192,21 +243,71 @@ class Hub:
         """Return the channel of a board, which is created if necessary."""
         found = self.channels.get(board)
         if found is None:
-            found = self.channels[board] = Channel(board, lambda: self._begin_sweep(board))
+            made = found = self.channels[board] = Channel(board, lambda: self._begin_sweep(made))
         return found
 
-    def drop(self, board: str) -> Channel | None:
-        """Remove and return the channel of a board, if there is one. A sweep of it ends."""
-        return self.channels.pop(board, None)
+    def window(self, board: str, span: Span) -> Channel:
+        """Return the channel of a window, which is created if necessary with the board's status."""
+        if span == TOP:
+            return self.channel(board)
+        windows = self._windows.setdefault(board, {})
+        found = windows.get(span)
+        if found is None:
+            made = found = windows[span] = Channel(board, lambda: self._begin_sweep(made), span)
+            found.take_over(self.channel(board))
+        return found
 
-    def _begin_sweep(self, board: str) -> None:
-        self._sweeping.setdefault(self.channels[board])
+    def find(self, board: str, span: Span) -> Channel | None:
+        """Return the channel of a window, if there is one."""
+        return self.channels.get(board) if span == TOP else self._windows.get(board, {}).get(span)
+
+    def has(self, channel: Channel) -> bool:
+        """Return whether a channel was not dropped."""
+        return self.find(channel.board, channel.span) is channel
+
+    def of_board(self, board: str) -> tuple[Channel, ...]:
+        """Return all channels of a board."""
+        top = self.channels.get(board)
+        return () if top is None else (top, *self._windows.get(board, {}).values())
+
+    @property
+    def every_channel(self) -> Iterable[Channel]:
+        """All channels; none may be added or dropped meanwhile."""
+        windows = chain.from_iterable(found.values() for found in self._windows.values())
+        return chain(self.channels.values(), windows)
+
+    def viewers_of(self, board: str) -> int:
+        """Count the viewers of a board, each of whom sees it or one window of it."""
+        return sum(len(channel.viewers) for channel in self.of_board(board))
+
+    def set_viewers(self, board: str, viewers: int | UnsetType) -> None:
+        """Set the viewers of a board over all processes, for messages from now on."""
+        for channel in self.of_board(board):
+            channel.set_viewers(viewers)
+
+    def drop(self, board: str) -> tuple[Channel, ...]:
+        """Remove and return the channels of a board. Their sweeps end."""
+        dropped = self.of_board(board)
+        self.channels.pop(board, None)
+        self._windows.pop(board, None)
+        return dropped
+
+    def drop_window(self, board: str, span: Span) -> Channel | None:
+        """Remove and return the channel of a window, if there is one."""
+        windows = self._windows.get(board, {})
+        dropped = windows.pop(span, None)
+        if not windows:
+            self._windows.pop(board, None)
+        return dropped
+
+    def _begin_sweep(self, channel: Channel) -> None:
+        self._sweeping.setdefault(channel)
         self._on_sweep()
 
     @property
     def viewer_count(self) -> int:
-        """Count the viewers of all channels."""
-        return sum(len(channel.viewers) for channel in self.channels.values())
+        """Count the viewers of all channels, a viewer of several boards once for each."""
+        return sum(len(channel.viewers) for channel in self.every_channel)
 
     def run_turn(
         self, limit: int, clock: Callable[[], float], until_s: float

@@ -22,6 +22,7 @@ from scoreboard.errors import (
     Uninitialised,
 )
 from scoreboard.http.request_ids import RequestIds
+from scoreboard.model import TOP, Span
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import Caller, Verifier
@@ -62,12 +63,16 @@ class Connection(Protocol):
         """Close with 1011: the token check failed by an error of the server."""
         ...
 
-    def access_revoked(self, channel: Channel) -> None:
+    def access_revoked(self, board: str) -> None:
         """Apply that a board is no longer public."""
         ...
 
-    def board_deleted(self, channel: Channel) -> None:
-        """Close if the connection is for this board, which was deleted."""
+    def board_deleted(self, board: str) -> None:
+        """Close if the connection is for this board, which was deleted; end a subscription."""
+        ...
+
+    def window_dropped(self, channel: Channel) -> None:
+        """Close if the connection is for this window, which its board no longer has."""
         ...
 
     def shut_down(self, code: CloseCode, delay_ms: tuple[int, int]) -> None:
@@ -79,15 +84,23 @@ class Connection(Protocol):
         ...
 
 
-class PendingConnection(Connection, Protocol):
+class BoardWaiter(Protocol):
+    """A handshake or a subscription that waits for a board."""
+
+    def board_opened(self, outcome: Channel | ScoreboardError) -> None:
+        """Continue with the channel of the board, or reject."""
+        ...
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        ...
+
+
+class PendingConnection(Connection, BoardWaiter, Protocol):
     """A connection that is not a viewer yet."""
 
     def evict(self) -> None:
         """Drop the connection: newer ones need its place."""
-        ...
-
-    def board_opened(self, outcome: Channel | ScoreboardError) -> None:
-        """Continue with the channel of the board, or reject."""
         ...
 
 
@@ -120,8 +133,8 @@ class ConnectionManager:
         self.is_empty.set()
         self._pending: OrderedDict[PendingConnection, None] = OrderedDict()
         """Connections that are not viewers, oldest first."""
-        self._opening: dict[str, list[PendingConnection]] = {}
-        """Connections that wait for a board that is not watched yet, by its name."""
+        self._opening: dict[tuple[str, Span], list[BoardWaiter]] = {}
+        """What waits for a board or window that is not watched yet, by its name and rows."""
         self._verifier = verifier
         self._tasks: asyncio.TaskGroup | None = None
         self._watcher: BoardWatcher | None = None
@@ -162,64 +175,75 @@ class ConnectionManager:
         self._pending.pop(connection, None)
         self.remove(connection)
 
-    def watched_channel(self, board: str) -> Channel | None:
-        """Return the channel of a board that is watched and was read; it stays so for a while.
+    def watched_channel(self, board: str, span: Span = TOP) -> Channel | None:
+        """Return the channel of a board or window that was read; it stays so for a while.
 
         Raises Uninitialised if a default board was not read.
         """
-        channel = self.hub.channels.get(board)
+        channel = self.hub.find(board, span)
         if channel is None or not channel.frame:
-            if board in self.settings.boards:
+            if span == TOP and board in self.settings.boards:
                 raise Uninitialised
             return None
         if not channel.viewers and self._watcher is not None:
             self._watcher.use(board)
+            if span != TOP:
+                self._watcher.use_window(board, span)
         return channel
 
-    def open_board(self, connection: PendingConnection, board: str) -> None:
-        """Watch a board; pass the result to ``connection.board_opened``.
+    def open_board(self, waiter: BoardWaiter, board: str, span: Span = TOP) -> None:
+        """Watch a board, and a window of it; pass the result to ``waiter.board_opened``.
 
         Raises Overloaded if too many boards are being opened.
         """
-        waiting = self._opening.get(board)
+        key = board, span
+        waiting = self._opening.get(key)
         if waiting is None:
             if self._tasks is None or len(self._opening) >= self.admission.capacity.handshakes:
                 raise overloaded("Too many boards are asked for at once")
-            waiting = self._opening[board] = []
-            self._tasks.create_task(self._open_board(board))
-        waiting.append(connection)
+            waiting = self._opening[key] = []
+            self._tasks.create_task(self._open_board(board, span))
+        waiting.append(waiter)
 
-    async def _open_board(self, board: str) -> None:
+    async def _open_board(self, board: str, span: Span) -> None:
         try:
-            outcome = await self._open(board)
+            outcome = await self._open(board, span)
         finally:
-            waiting = self._opening.pop(board)
-        for number, connection in enumerate(waiting, 1):
+            waiting = self._opening.pop((board, span))
+        for number, waiter in enumerate(waiting, 1):
             try:
-                connection.board_opened(outcome)
+                waiter.board_opened(outcome)
             except Exception as error:  # noqa: BLE001 (as above)
                 _log.error("board_not_opened", exc_info=error)
-                connection.abort()
+                waiter.abort()
             if number % OPENED_PER_TURN == 0:
                 await asyncio.sleep(0)
 
-    async def _open(self, board: str) -> Channel | ScoreboardError:
+    async def _open(self, board: str, span: Span) -> Channel | ScoreboardError:
         if self._watcher is None:
             return Uninitialised()
         try:
-            await self._watcher.open(board)
+            if span == TOP:
+                await self._watcher.open(board)
+            else:
+                await self._watcher.open_window(board, span)
         except ScoreboardError as error:
             return error
         except Exception as error:  # noqa: BLE001 (it would end the task group, and the process)
             _log.error("board_not_opened", exc_info=error)
             return InternalError()
-        return self.hub.channel(board)
+        return self.hub.window(board, span)
 
     def send_heartbeats(self, now_s: float) -> None:
         """Send a heartbeat on every channel that has been silent for the heartbeat interval."""
-        for channel in self.hub.channels.values():
+        for channel in self.hub.every_channel:
             if now_s - channel.frame_at_s >= self.settings.heartbeat_s:
                 channel.publish_heartbeat(now_s, now_ms())
+
+    def viewers_by_board(self) -> dict[str, int]:
+        """Return the number of viewers of each board that has some."""
+        counts = {board: self.hub.viewers_of(board) for board in self.hub.channels}
+        return {board: count for board, count in counts.items() if count}
 
     def to_loop_time(self, unix_s: float) -> float:
         """Convert wall-clock time to the loop's clock, which no clock change moves."""
@@ -267,31 +291,52 @@ class ConnectionManager:
 
     def status_changed(self, state: BoardState) -> None:
         """Send the status of a board to all viewers of its channel."""
-        self.hub.channel(state.board).publish_status(state.status)
+        self.hub.channel(state.board)
+        for channel in self.hub.of_board(state.board):
+            channel.publish_status(state.status)
 
     def access_changed(self, state: BoardState) -> None:
         """Apply that a board became public or private; close viewers that lost access."""
-        channel = self.hub.channel(state.board)
-        channel.is_public = state.is_public
+        self.hub.channel(state.board)
+        for channel in self.hub.of_board(state.board):
+            channel.is_public = state.is_public
         if not state.is_public:
             for connection in tuple(self.connections):
-                connection.access_revoked(channel)
+                connection.access_revoked(state.board)
 
     def least_gap_s(self, board: str) -> float:
         """Return the least time to the next board, from what the last one cost so far."""
-        return self.hub.channel(board).least_gap_s
+        return max((one.least_gap_s for one in self.hub.of_board(board)), default=0.0)
 
     def is_viewed(self, board: str) -> bool:
         """Return whether a board has viewers."""
-        channel = self.hub.channels.get(board)
-        return channel is not None and bool(channel.viewers)
+        return any(channel.viewers for channel in self.hub.of_board(board))
 
     def board_dropped(self, board: str, *, is_deleted: bool) -> None:
-        """Remove the channel of a board; close its viewers if the board was deleted."""
-        channel = self.hub.drop(board)
+        """Remove the channels of a board; end its viewers if the board was deleted."""
+        dropped = self.hub.drop(board)
+        if dropped and is_deleted:
+            for connection in tuple(self.connections):
+                connection.board_deleted(board)
+        self.count_frames(dropped)
+
+    def window_changed(self, state: BoardState, noticed_at_s: float) -> None:
+        """Send the new rows of a window to its viewers."""
+        if state.message is not None:
+            channel = self.hub.window(state.board, state.span)
+            channel.publish(state.message, self.clock(), noticed_at_s)
+
+    def is_window_viewed(self, board: str, span: Span) -> bool:
+        """Return whether a window has viewers."""
+        channel = self.hub.find(board, span)
+        return channel is not None and bool(channel.viewers)
+
+    def window_dropped(self, board: str, span: Span) -> None:
+        """Remove the channel of a window; end its viewers, if it has any."""
+        channel = self.hub.drop_window(board, span)
         if channel is None:
             return
-        if is_deleted:
+        if channel.viewers:
             for connection in tuple(self.connections):
-                connection.board_deleted(channel)
+                connection.window_dropped(channel)
         self.count_frames([channel])

@@ -11,6 +11,7 @@ from typing import Final, cast
 
 from scoreboard.broadcast.admission import overloaded
 from scoreboard.broadcast.close_codes import CloseCode
+from scoreboard.broadcast.messages import COMPACT
 from scoreboard.errors import (
     Forbidden,
     Overloaded,
@@ -28,7 +29,7 @@ from scoreboard.security.addresses import client_address, is_trusted_hop
 from scoreboard.security.tokens import Caller
 from scoreboard.trace_context import HEADER as TRACEPARENT
 from streamer import metrics
-from streamer.connection.viewer import Viewer
+from streamer.connection.viewer import CompactViewer, Viewer
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
 from streamer.handshake.request import (
@@ -201,13 +202,17 @@ class OpeningHandshake(asyncio.Protocol):
         elif self._state is _State.DONE:
             self._transport.abort()
 
-    def access_revoked(self, channel: Channel) -> None:
+    def access_revoked(self, board: str) -> None:
         """Do nothing: access is checked after the token."""
 
-    def board_deleted(self, channel: Channel) -> None:
+    def board_deleted(self, board: str) -> None:
         """Reject the handshake if it is for this board, which was deleted."""
-        if channel is self._channel and self._state is _State.CHECKING:
+        channel = self._channel
+        if channel is not None and channel.board == board and self._state is _State.CHECKING:
             self._reject(UnknownBoard())
+
+    def window_dropped(self, channel: Channel) -> None:
+        """Do nothing: a handshake for a window that was dropped is rejected later."""
 
     def board_opened(self, outcome: Channel | ScoreboardError) -> None:
         """Continue the handshake with the channel of its board, or reject it."""
@@ -288,9 +293,9 @@ class OpeningHandshake(asyncio.Protocol):
         admission.add_address(request.address)
         self._address = request.address
         admission.check_capacity()
-        channel = manager.watched_channel(request.board)
+        channel = manager.watched_channel(request.board, request.span)
         if channel is None:
-            manager.open_board(self, request.board)
+            manager.open_board(self, request.board, request.span)
             self._state = _State.OPENING
             self._transport.pause_reading()
         else:
@@ -317,14 +322,15 @@ class OpeningHandshake(asyncio.Protocol):
     ) -> None:
         manager = self._manager
         try:
-            if manager.hub.channels.get(channel.board) is not channel:
+            if not manager.hub.has(channel):
                 raise overloaded("The board is not watched any more; connect again")
             manager.admission.add_viewer(caller.subject if caller else None, manager.clock())
         except ScoreboardError as error:
             self._reject(error)
             return
         metrics.HANDSHAKES[_result_of(end)].inc()
-        viewer = Viewer(manager, self._transport, channel, address=self._address, caller=caller)
+        kind = CompactViewer if self._request.subprotocol == COMPACT else Viewer
+        viewer = kind(manager, self._transport, channel, address=self._address, caller=caller)
         was_waiting, self._state = self._state in _WAITING, _State.DONE
         manager.promote(self, viewer)
         self._address = ""  # from here on the viewer releases it

@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from scoreboard.broadcast.messages import SUBPROTOCOL, WS_PATH
+from scoreboard.broadcast.messages import COMPACT, OFFSET_MAX, SUBPROTOCOL, WS_PATH
 from scoreboard.errors import (
     Malformed,
     MethodNotAllowed,
@@ -29,6 +29,7 @@ from scoreboard.http.head import Head, list_of
 from scoreboard.http.query import parse_query
 from scoreboard.http.request_ids import HEADER
 from scoreboard.http.response import encode_head, error_response
+from scoreboard.model import PAGE_MAX, TOP, WATCHED_TOP, Span
 from scoreboard.runtime.settings import Settings
 from scoreboard.security.addresses import request_address, trusted_networks
 from scoreboard.security.origins import Origins
@@ -38,7 +39,7 @@ from streamer.protocol import BEARER_PREFIX
 LINE_BYTES: Final = 8192
 """Maximum length of a line of the head, with its line end."""
 
-PARAMETERS: Final = frozenset({"board"})
+PARAMETERS: Final = frozenset({"board", "rows", "offset"})
 """Query parameters of a handshake. Others are refused, as they are by the api."""
 
 _KEY_SUFFIX: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -49,7 +50,13 @@ _LIST: Final = re.compile(
 )
 """A list of tokens; empty members are ignored (RFC 9110, 5.6.1)."""
 
-_SUBPROTOCOL_LINE: Final = b"Sec-WebSocket-Protocol: %b\r\n" % SUBPROTOCOL.encode()
+_SUBPROTOCOLS: Final = {name: name for name in (SUBPROTOCOL, COMPACT)}
+"""Each with itself: no request holds a string of its own."""
+
+_SUBPROTOCOL_LINES: Final = {"": b""} | {
+    name: b"Sec-WebSocket-Protocol: %b\r\n" % name.encode() for name in _SUBPROTOCOLS
+}
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,6}")
 _LISTS: Final = frozenset({b"connection", b"sec-websocket-protocol"})
 
 
@@ -60,7 +67,9 @@ class HandshakeRequest(Struct, frozen=True):
     address: str
     key: bytes
     token: str = ""
-    offers_subprotocol: bool = False
+    subprotocol: str = ""
+    """The selected subprotocol; empty if none is offered."""
+    span: Span = TOP
 
 
 class HandshakeConfig:
@@ -83,7 +92,7 @@ def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRe
     Raises Malformed, MethodNotAllowed, VersionUnsupported, NotFound, UpgradeRequired, ForeignOrigin
     or Unauthenticated; none of them repeats a value of the request.
     """
-    board = _board(head, config)
+    board, span = _window(head, config)
     headers = head.headers
     _check_upgrade(headers)
     for name, value in head.fields:
@@ -93,10 +102,11 @@ def parse_request(head: Head, peer: str, config: HandshakeConfig) -> HandshakeRe
     config.origins.check(headers.get(b"origin"), headers[b"host"])
     protocols = headers.get(b"sec-websocket-protocol", b"").decode("latin-1")
     offered = [word.strip() for word in protocols.split(",")] if protocols else []
-    if offered and SUBPROTOCOL not in offered:
-        raise Malformed(f"Offer the subprotocol {SUBPROTOCOL}, or none")
+    subprotocol = next((_SUBPROTOCOLS[name] for name in offered if name in _SUBPROTOCOLS), "")
+    if offered and not subprotocol:
+        raise Malformed(f"Offer the subprotocol {SUBPROTOCOL} or {COMPACT}, or none")
     key = headers[b"sec-websocket-key"]
-    return HandshakeRequest(board, address, key, _token(headers, offered), bool(offered))
+    return HandshakeRequest(board, address, key, _token(headers, offered), subprotocol, span)
 
 
 def check_lines(data: bytes) -> None:
@@ -114,7 +124,7 @@ def encode_acceptance(request: HandshakeRequest, request_id: str) -> bytes:
     ) % (
         _date_line(int(time.time())),
         binascii.b2a_base64(digest, newline=False),
-        _SUBPROTOCOL_LINE if request.offers_subprotocol else b"",
+        _SUBPROTOCOL_LINES[request.subprotocol],
         request_id.encode(),
     )
 
@@ -140,7 +150,8 @@ def _date_line(now_s: int) -> bytes:
     return b"Date: %b\r\n" % formatdate(now_s, usegmt=True).encode()
 
 
-def _board(head: Head, config: HandshakeConfig) -> str:
+def _window(head: Head, config: HandshakeConfig) -> tuple[str, Span]:
+    """Return the board and the rows that a handshake asks for."""
     if head.method != "GET":
         raise MethodNotAllowed("A handshake must use GET", allow="GET")
     if not head.minor:
@@ -149,7 +160,21 @@ def _board(head: Head, config: HandshakeConfig) -> str:
         raise NotFound(f"Viewers connect to {WS_PATH}")
     if head.length or head.headers.get(b"content-length", b"0") != b"0":
         raise Malformed("A handshake must not have a body")
-    return parse_query(head.query, PARAMETERS).get("board", config.default_board)
+    values = parse_query(head.query, PARAMETERS)
+    board = values.get("board", config.default_board)
+    if "rows" not in values and "offset" not in values:
+        return board, TOP
+    rows = _number(values, "rows", WATCHED_TOP, WATCHED_TOP, PAGE_MAX)
+    return board, Span(_number(values, "offset", 0, 0, OFFSET_MAX), rows)
+
+
+def _number(values: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+    text = values.get(name)
+    if text is None:
+        return default
+    if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
+        raise Malformed(f"{name} is a whole number from {least} to {most}")
+    return int(text)
 
 
 def _check_upgrade(headers: dict[bytes, bytes]) -> None:

@@ -6,15 +6,16 @@ import pytest
 from redis.exceptions import RedisError
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError
-from scoreboard.model import Action, Board, Layout, Partition
+from scoreboard.model import Action, Board, Layout, Partition, Span
 from scoreboard.runtime.connection_urls import driver_error, error_text
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.store.client import make_client
 from scoreboard.store.cluster import send_many
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.durability import check_durability
-from scoreboard.store.keys import load_test_key
+from scoreboard.store.keys import load_test_key, viewers_key
 from scoreboard.store.store import Store
+from scoreboard.store.viewer_counts import count_viewers
 from tests.support.data.boards import open_board
 from tests.support.eventually import eventually_async
 from tests.support.servers.clusters import PASSWORD, Cluster, OwnCluster, slot_of
@@ -127,6 +128,37 @@ async def test_every_primary_gets_its_own_updates(cluster: Cluster) -> None:
         assert await Store(client).count_users([Board(name) for name in NAMES]) == [50] * len(NAMES)
 
 
+async def test_viewers_of_boards_on_all_primaries_are_counted(cluster: Cluster) -> None:
+    async with make_client(Settings(redis_url=Secret(cluster.url)), name="test") as client:
+        first = await count_viewers(client, "a", dict.fromkeys(NAMES, 2))
+        second = await count_viewers(client, "b", dict.fromkeys(NAMES, 3))
+
+        assert first == dict.fromkeys(NAMES, 2)
+        assert second == dict.fromkeys(NAMES, 5)
+        for name in NAMES:
+            assert await client.hlen(viewers_key(name)) == 2
+
+
+async def test_windows_of_a_board_over_primaries_are_read(cluster: Cluster) -> None:
+    settings = Settings(redis_url=Secret(cluster.url))
+    async with make_client(settings, name="test") as client:
+        store = Store(client)
+        await open_board(store, Board(layout=Layout(partitions=3)))
+        dispatcher = Dispatcher(settings)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(dispatcher.run())
+            for n in range(40):
+                await dispatcher.submit("main", Action(f"user{n}", "win:1", 100 - n))
+            dispatcher.close()
+        top, deep, beyond = await store.windows("main", [Span(0, 10), Span(15, 10), Span(500, 10)])
+
+        assert [row.user_id for row in top.rows] == [f"user{n}" for n in range(10)]
+        assert [row.user_id for row in deep.rows] == [f"user{n}" for n in range(15, 25)]
+        assert [row.rank for row in deep.rows] == list(range(16, 26))
+        assert beyond.rows == ()
+        assert top.positions == deep.positions == beyond.positions
+
+
 async def test_every_partition_of_a_board_is_removed(cluster: Cluster) -> None:
     board = Board(layout=Layout(partitions=2))
     partitions = [Partition(board.name, number) for number in range(2)]
@@ -134,10 +166,12 @@ async def test_every_partition_of_a_board_is_removed(cluster: Cluster) -> None:
         store = Store(client)
         await open_board(store, board)
         await client.set(load_test_key(board.name), "1")
+        await count_viewers(client, "a", {board.name: 1})
         for partition in partitions:
             await store.remove(partition, board.layout)
         assert await store.states(board.name) == {}
         assert not await client.exists(load_test_key(board.name))
+        assert not await client.exists(viewers_key(board.name))
 
 
 @pytest.mark.parametrize("command", ["exists", "unlink", "get"])

@@ -16,13 +16,14 @@ from tests.support.asyncapi import check_message, document, payload_names
 GUIDE = (Path(__file__).parents[2] / "docs" / "reference" / "websocket.md").read_text()
 SENT = (
     messages.Leaderboard,
+    messages.Delta,
     messages.Heartbeat,
     messages.Status,
     messages.AuthExpiring,
     messages.Problem,
     messages.Bye,
 )
-RECEIVED = (protocol.Auth, protocol.Sync)
+RECEIVED = (protocol.Auth, protocol.Sync, protocol.Subscribe, protocol.Unsubscribe)
 
 
 def tags(types: tuple[type, ...]) -> set[str]:

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 from scoreboard.ledger import migrations
 from scoreboard.model import Partition, pack
 from scoreboard.runtime import resources
-from scoreboard.store.keys import GROUP, PartitionKeys
+from scoreboard.store.keys import GROUP, PartitionKeys, viewers_key
 from tests.support.eventually import eventually
 from tests.support.servers.deployed import KEYS, PASSWORD, Deployed, is_committed, play
 from tests.support.servers.rights import as_user
@@ -259,6 +259,18 @@ def test_a_script_of_the_streamer_cannot_write(deployed: Deployed) -> None:
             with pytest.raises(redis.exceptions.ResponseError):
                 client.execute_command(command, digest, 1, KEYS.meta)
     assert deployed.admin.hget(KEYS.meta, "state") == "open"
+
+
+def test_the_streamer_may_count_its_viewers_and_the_api_too(deployed: Deployed) -> None:
+    for user, total in (("streamer", 3), ("api", 6)):
+        with as_redis(deployed, user) as client:
+            digest = client.script_load(resources.script("viewers").decode())
+            assert client.evalsha(digest, 1, viewers_key("main"), user, 3, 16) == total
+    with as_redis(deployed, "streamer") as client:
+        digest = client.script_load(resources.script("viewers").decode())
+        for key in (KEYS.meta, KEYS.banned, "sb:actions"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.evalsha(digest, 1, key, "streamer", 3, 16)
 
 
 def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: Deployed) -> None:

@@ -8,7 +8,7 @@ import pytest
 from scoreboard.broadcast.messages import Leaderboard
 from scoreboard.broadcast.state import BoardState
 from scoreboard.broadcast.watcher import NoticedTrace
-from scoreboard.model import Row
+from scoreboard.model import Row, Span
 from scoreboard.runtime.otel import Tracing
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.trace_context import TraceContext
@@ -54,7 +54,7 @@ async def test_the_spans_of_frames_are_bounded_and_end_with_the_sweep(
 ) -> None:
     hub = Hub(("main",), lambda: None)
     channel, frames = hub.channels["main"], FrameTracing(tracing, hub)
-    viewer = SimpleNamespace(index=-1, push=lambda: None)
+    viewer = SimpleNamespace(index=-1, is_compact=False, push=lambda: None)
     channel.add(viewer)
     state = BoardState("main")
     state.message = Leaderboard("main", 1, 7, 0, (Row(1, "alice", 5),))
@@ -67,6 +67,8 @@ async def test_the_spans_of_frames_are_bounded_and_end_with_the_sweep(
         frames.board_traced(state, traces)
         frames.turn_ended([channel])
         assert len(frames._pending["main"]) == PENDING_MAX
+        frames.turn_ended([hub.window("main", Span(10, 10))])
+        assert len(frames._pending["main"]) == PENDING_MAX, "a window is not the board"
         channel.run_turn(10, lambda: 0.0, 1.0)
         frames.turn_ended([channel])
         assert not frames._pending

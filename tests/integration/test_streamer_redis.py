@@ -152,7 +152,7 @@ async def test_emptied_redis_makes_the_board_stale_until_it_is_reseeded(
     stale = await viewer.next("status")
     late = await connect(running.port)
 
-    assert stale == {"type": "status", "state": "stale", "reason": "uninitialised"}
+    assert stale == {"type": "status", "state": "stale", "reason": "uninitialised", "board": "main"}
     assert (await late.next())["leaderboard"][0]["userId"] == "first"
     assert (await late.next())["state"] == "stale"
 

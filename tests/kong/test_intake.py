@@ -311,6 +311,25 @@ def test_a_subprotocol_token_is_forwarded_as_authorization(
     assert outcome.sent_values("Authorization") == [f"Bearer {jwt}"]
 
 
+@pytest.mark.parametrize(
+    ("line", "sent"),
+    [
+        ("scoreboard.v1.delta, bearer.{}", "scoreboard.v1.delta"),
+        ("bearer.{}, scoreboard.v1.delta, scoreboard.v1", "scoreboard.v1.delta, scoreboard.v1"),
+        ("scoreboard.v1,scoreboard.v1.Delta,scoreboard.v1.,bearer.{}", "scoreboard.v1"),
+        ("scoreboard.v1, scoreboardXv1.delta, bearer.{}", "scoreboard.v1"),
+    ],
+)
+def test_forms_of_the_subprotocol_are_forwarded_in_their_order(
+    gateway: Gateway, line: str, sent: str
+) -> None:
+    jwt = token()
+    outcome = send(gateway, [*offer(line.format(jwt))], WS)
+    assert outcome.is_forwarded
+    assert outcome.sent_values("Sec-WebSocket-Protocol") == [sent]
+    assert outcome.sent_values("Authorization") == [f"Bearer {jwt}"]
+
+
 def test_subprotocols_without_a_token_are_forwarded_unchanged(gateway: Gateway) -> None:
     outcome = send(gateway, [*offer("scoreboard.v1, chat"), bearer(token())], WS)
     assert outcome.is_forwarded

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from scoreboard.errors import ScoreboardError, SettingInvalid
+from scoreboard.errors import Malformed, ScoreboardError, SettingInvalid
 from scoreboard.http.head import Head, read_head
 from scoreboard.http.problems import PROBLEM_TYPES, status_of
+from scoreboard.model import TOP, Span
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.security.addresses import client_address
 from streamer.handshake.request import (
@@ -26,7 +27,7 @@ from streamer.handshake.request import (
     encode_rejection,
     parse_request,
 )
-from tests.support.clients.viewer import KEY, Headers, request_bytes
+from tests.support.clients.viewer import KEY, PATH, Headers, request_bytes
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.e30.c2ln"
 
@@ -159,24 +160,55 @@ def test_default_board_is_the_first_one(query: str, board: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "token", "offers"),
+    ("request_", "token", "selected"),
     [
-        ({}, "", False),
-        ({"token": JWT}, JWT, False),
-        ({"token": JWT, "subprotocols": "scoreboard.v1"}, JWT, True),
-        ({"subprotocols": f"scoreboard.v1, bearer.{JWT}"}, JWT, True),
-        ({"subprotocols": f"bearer.{JWT} ,chat,scoreboard.v1"}, JWT, True),
-        ({"headers": [("Authorization", f"bearer  {JWT} ")]}, JWT, False),
-        ({"headers": [("Cookie", f"token={JWT}"), ("X-Consumer-Id", "alice")]}, "", False),
+        ({}, "", ""),
+        ({"token": JWT}, JWT, ""),
+        ({"token": JWT, "subprotocols": "scoreboard.v1"}, JWT, "scoreboard.v1"),
+        ({"subprotocols": f"scoreboard.v1, bearer.{JWT}"}, JWT, "scoreboard.v1"),
+        ({"subprotocols": f"bearer.{JWT} ,chat,scoreboard.v1"}, JWT, "scoreboard.v1"),
+        (
+            {"subprotocols": f"scoreboard.v1.delta, scoreboard.v1, bearer.{JWT}"},
+            JWT,
+            "scoreboard.v1.delta",
+        ),
+        ({"headers": [("Authorization", f"bearer  {JWT} ")]}, JWT, ""),
+        ({"headers": [("Cookie", f"token={JWT}"), ("X-Consumer-Id", "alice")]}, "", ""),
     ],
     ids=str,
 )
 def test_token_is_read_only_from_header_or_subprotocol(
-    request_: dict[str, Any], token: str, offers: bool
+    request_: dict[str, Any], token: str, selected: str
 ) -> None:
     request = parsed(**request_)
 
-    assert (request.token, request.offers_subprotocol) == (token, offers)
+    assert (request.token, request.subprotocol) == (token, selected)
+
+
+@pytest.mark.parametrize(
+    ("query", "span"),
+    [
+        ("", TOP),
+        ("?rows=10&offset=0", TOP),
+        ("?rows=25", Span(0, 25)),
+        ("?board=main&offset=1000000&rows=100", Span(1_000_000, 100)),
+    ],
+)
+def test_a_window_is_read_from_the_query(query: str, span: Span) -> None:
+    assert parsed(path=f"{PATH}{query}").span == span
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("rows=9", "rows=101", "rows=", "rows=1e1", "rows=%2B10", "rows=010", "rows=-10"),
+        *("offset=-1", "offset=1000001", "offset=99999999999999999999", "offset=%D9%A1"),
+        *("rows=10&rows=10", "limit=10"),
+    ],
+)
+def test_a_window_out_of_bounds_is_refused(query: str) -> None:
+    with pytest.raises(Malformed):
+        parsed(path=f"{PATH}?{query}")
 
 
 def by_library(data: bytes) -> dict[str, str] | None:

@@ -9,7 +9,7 @@ from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from scoreboard.errors import Malformed
 from scoreboard.runtime.settings import Secret, Settings
 from streamer.connection.inbound import Parser, read_pong
-from streamer.protocol import Auth, Sync, decode
+from streamer.protocol import Auth, Subscribe, Sync, Unsubscribe, decode
 from tests.support.clients.viewer import PING, PONG, masked_frame
 
 
@@ -20,6 +20,17 @@ from tests.support.clients.viewer import PING, PONG, masked_frame
         ('{"type":"auth","token":"abc"}', Auth("abc")),
         ('{"token":"abc","type":"auth","later":[{"a":1}]}', Auth("abc")),
         ('{"type":"sync","type":"sync"}', Sync()),
+        ('{"type":"sync","board":"weekly"}', Sync("weekly")),
+        ('{"type":"subscribe","board":"weekly"}', Subscribe("weekly")),
+        (
+            '{"type":"subscribe","board":"weekly","rows":100,"offset":1000000,"colour":"red"}',
+            Subscribe("weekly", 100, 1_000_000),
+        ),
+        (
+            '{"type":"subscribe","board":"league","season":"2026-W48"}',
+            Subscribe("league", season="2026-W48"),
+        ),
+        ('{"type":"unsubscribe","board":"weekly"}', Unsubscribe("weekly")),
     ],
 )
 def test_valid_messages_are_decoded_and_unknown_fields_ignored(text: str, message: object) -> None:
@@ -41,6 +52,15 @@ def test_valid_messages_are_decoded_and_unknown_fields_ignored(text: str, messag
         '{"type":"auth","token":""}',
         '{"type":"auth","token":7}',
         '{"type":"auth","token":"' + "x" * 4097 + '"}',
+        '{"type":"subscribe"}',
+        '{"type":"subscribe","board":"No Board"}',
+        '{"type":"subscribe","board":"weekly","rows":9}',
+        '{"type":"subscribe","board":"weekly","rows":101}',
+        '{"type":"subscribe","board":"weekly","offset":-1}',
+        '{"type":"subscribe","board":"weekly","offset":1000001}',
+        '{"type":"subscribe","board":"weekly","offset":1e400}',
+        '{"type":"subscribe","board":"weekly","season":""}',
+        '{"type":"unsubscribe","board":7}',
         '{"type":"sync","n":NaN}',
         '{"type":"sync","n":Infinity}',
         "[" * 1000 + "]" * 1000,

@@ -161,27 +161,35 @@ local function has_body(headers)
   return headers['transfer-encoding'] ~= nil or (length ~= nil and length ~= '0')
 end
 
+-- Return whether an offer is the subprotocol or a form of it, such as `scoreboard.v1.delta`.
+local function is_form_of(item, subprotocol)
+  return item == subprotocol
+    or (item:sub(1, #subprotocol + 1) == subprotocol .. '.'
+      and item:find('^[a-z]+$', #subprotocol + 2) ~= nil)
+end
+
 -- Remove `bearer.<jwt>` from the offered subprotocols, before any rejection, because log plugins read
 -- the header later. Return the token, or nil and what is wrong.
 local function take_subprotocol_token(offered, subprotocol)
-  local tokens, is_offered, has_wrong_case = {}, false, false
+  local tokens, forms, has_wrong_case = {}, {}, false
   for _, item in ipairs(items_of(offered)) do
     if item:sub(1, 7):lower() == 'bearer.' then
       tokens[#tokens + 1] = item:sub(8)
       has_wrong_case = has_wrong_case or item:sub(1, 7) ~= 'bearer.'
-    elseif item == subprotocol then
-      is_offered = true
+    elseif is_form_of(item, subprotocol) then
+      forms[#forms + 1] = item
     end
   end
   if #tokens == 0 then
     return nil
   end
-  kong.service.request.set_header('Sec-WebSocket-Protocol', subprotocol)
+  kong.service.request.set_header('Sec-WebSocket-Protocol',
+    #forms > 0 and table.concat(forms, ', ') or subprotocol)
   if #tokens > 1 then
     return nil, 'Sec-WebSocket-Protocol contains more than one token.'
   elseif has_wrong_case then
     return nil, 'The subprotocol of a token must begin with bearer. in lower case.'
-  elseif not is_offered then
+  elseif #forms == 0 then
     return nil, 'The subprotocol ' .. subprotocol .. ' must be offered in addition to the token.'
   end
   return tokens[1]

@@ -23,7 +23,7 @@ return {
           type = 'integer', required = true, default = 4096, between = { 64, 8000 },
         } },
         { subprotocol = {
-          description = 'On a WebSocket route: the subprotocol offered in addition to a token.',
+          description = 'On a WebSocket route: the subprotocol offered in addition to a token, or a form of it.',
           type = 'string', required = false,
         } },
         { allowed_origins = {

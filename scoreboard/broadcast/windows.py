@@ -1,0 +1,130 @@
+"""The windows of one board that viewers see beside its top: when to read them, what was read.
+
+Changes below the top are not published. Windows that reach into the top are read with every read of
+it, all of them at most once a second, and then only if the board has a newer seq.
+
+Invariants: a window without viewers is dropped after ``IDLE_S``; a board without windows costs
+nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from typing import Final
+
+from scoreboard.broadcast.messages import now_ms
+from scoreboard.broadcast.state import BoardState, ReadResult
+from scoreboard.model import TOP, Span, Window
+
+SAMPLE_S: Final = 1.0
+"""Interval of reads of rows below the top."""
+
+IDLE_S: Final = 5.0
+"""Least time for which a window without viewers is kept."""
+
+MERGED_DEPTH_MAX: Final = 1_000
+"""Deepest row of a window of a board of several partitions: each is read from its first row on."""
+
+
+class WatchedWindow:
+    """One window: its state, and whether it was read."""
+
+    __slots__ = ("first_read", "state", "used_at_s")
+
+    def __init__(self, board: str, span: Span) -> None:
+        self.state = BoardState(board, span)
+        self.first_read = asyncio.Event()
+        """Set when the first read has succeeded, or the window is dropped."""
+        self.used_at_s = time.monotonic()
+
+
+class BoardWindows:
+    """The windows of one board; ``due_at_s`` is the loop's time of their next read, or inf."""
+
+    __slots__ = ("_by_span", "_seen", "due_at_s")
+
+    def __init__(self) -> None:
+        self._by_span: dict[Span, WatchedWindow] = {}
+        self._seen: tuple[tuple[int, int], ...] = ()
+        """Epoch and seq of each partition at the last read of all windows; () if one is new."""
+        self.due_at_s = inf
+
+    def __len__(self) -> int:
+        return len(self._by_span)
+
+    def find(self, span: Span) -> WatchedWindow | None:
+        """Return the window of a span, if it is watched."""
+        return self._by_span.get(span)
+
+    def add(self, board: str, span: Span) -> WatchedWindow:
+        """Add a window, which is due at once."""
+        found = self._by_span[span] = WatchedWindow(board, span)
+        self._seen, self.due_at_s = (), 0.0
+        return found
+
+    def drop(self, span: Span) -> None:
+        """Drop a window."""
+        self._by_span.pop(span).first_read.set()  # for those who wait; they find no message
+        if not self._by_span:
+            self.due_at_s = inf
+
+    def clear(self) -> None:
+        """Drop all windows."""
+        for span in tuple(self._by_span):
+            self.drop(span)
+
+    def unused(self, is_viewed: Callable[[Span], bool], idle_s: float) -> list[Span]:
+        """Return the windows without viewers for a time, the longest unused first."""
+        now_s = time.monotonic()
+        idle: list[tuple[float, Span]] = []
+        for span, window in self._by_span.items():
+            if is_viewed(span):
+                window.used_at_s = now_s
+            elif now_s - window.used_at_s >= idle_s:
+                idle.append((window.used_at_s, span))
+        return [span for _, span in sorted(idle, key=lambda one: one[0])]
+
+    def too_deep(self) -> list[Span]:
+        """Return the windows that a board of several partitions does not have."""
+        return [span for span in self._by_span if span.end > MERGED_DEPTH_MAX]
+
+    def have_changed(self, positions: tuple[tuple[int, int], ...], now_s: float) -> bool:
+        """Return whether a board at these positions has to be read; else its read is put off."""
+        if positions != self._seen:
+            return True
+        self.put_off(now_s)
+        return False
+
+    def put_off(self, now_s: float) -> None:
+        """Put off the next read of all windows, if there are any."""
+        if self._by_span:
+            self.due_at_s = now_s + SAMPLE_S
+
+    def to_read(self, now_s: float) -> Sequence[Span]:
+        """Return the windows to read together with the top."""
+        if now_s >= self.due_at_s:
+            return tuple(self._by_span)
+        return [span for span in self._by_span if span.offset < TOP.rows]
+
+    def apply(
+        self, top: Window, read: Iterable[tuple[Span, Window]], now_s: float
+    ) -> Sequence[BoardState]:
+        """Take what was read with the top; return the state of each window that has changed.
+
+        ``now_s`` is the time for which ``to_read`` was called.
+        """
+        at_ms = now_ms()
+        changed: list[BoardState] = []
+        missing = set(self._by_span)
+        for span, window in read:
+            missing.discard(span)
+            found = self._by_span.get(span)
+            if found is None:
+                continue
+            if found.state.apply(window, at_ms) is ReadResult.CHANGED:
+                changed.append(found.state)
+            found.first_read.set()
+        if now_s >= self.due_at_s and not missing:
+            self._seen, self.due_at_s = top.positions, now_s + SAMPLE_S
+        return changed
