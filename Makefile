@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
-SLOW := browser deploy documents e2e faults
+SLOW := browser clients deploy documents e2e faults
 WORKERS ?= 4
 # One worker runs all tests of a file, so its fixtures are created once; the slowest files run first.
 XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -1,5 +1,6 @@
 """The client of each language as a program, and the servers that it meets."""
 
+import functools
 import json
 import os
 import queue
@@ -30,27 +31,39 @@ WITHIN_S = 30.0
 Document = dict[str, Any]
 
 
-def go(*words: str, cwd: Path = GO, timeout_s: float = 300) -> str:
-    """Run the go command; skip the test where there is none that can build the client."""
+@functools.cache
+def go_program() -> tuple[str, str]:
+    """Return the path of the go command, or why it cannot build the client."""
     program = shutil.which("go")
     if program is None:
-        pytest.skip("NOT RUN: Go is not installed")
-    version = subprocess.run(
-        [program, "env", "GOVERSION"], capture_output=True, text=True, check=True, timeout=60
-    ).stdout.strip()
+        return "", "Go is not installed"
+    version = _run_go(program, "env", "GOVERSION").stdout.strip()
     if tuple(map(int, version.removeprefix("go").split(".")[:2])) < GO_VERSION:
-        pytest.skip(f"NOT RUN: the client needs Go 1.23, this is {version}")
-    done = subprocess.run(
+        return "", f"the client needs Go 1.23, this is {version}"
+    fetched = _run_go(program, "mod", "download")
+    return program, fetched.stderr if fetched.returncode else ""
+
+
+def go(*words: str, cwd: Path = GO) -> str:
+    """Run the go command; skip the test where there is none that can build the client."""
+    program, reason = go_program()
+    if reason:
+        pytest.skip(f"NOT RUN: {reason}")
+    done = _run_go(program, *words, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _run_go(program: str, *words: str, cwd: Path = GO) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
         [program, *words],
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=300,
         check=False,
         env=os.environ | {"GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 class Program:

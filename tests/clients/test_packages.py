@@ -171,20 +171,18 @@ def test_the_archive_of_the_go_client_is_a_module(tmp_path: Path) -> None:
 def test_the_generated_types_are_those_of_the_document(language: str, tmp_path: Path) -> None:
     if language == "go":
         go("version")
-    made = subprocess.run(
-        ["make", ".venv-clients/.done"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        assert os.environ.get("CI") != "true", made.stderr
-        pytest.skip(f"NOT RUN: the generator cannot be installed: {made.stderr[-500:]}")
     files = {"python": "python/src/scoreboard_client/_models.py", "go": "go/models.go"}
     target = tmp_path / files[language]
     target.parent.mkdir(parents=True)
-
-    run(
+    commands = [
+        ["make", ".venv-clients/.done"],
         [sys.executable, "clients/generate.py", "--to", str(tmp_path), "--only", language],
-        ROOT,
-    )
+    ]
+    for command in commands[language == "go" :]:
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if made.returncode:
+            assert os.environ.get("CI") != "true", made.stderr
+            pytest.skip(f"NOT RUN: a generator cannot be had: {made.stderr[-500:]}")
 
     committed = (ROOT / "clients" / files[language]).read_text()
     assert target.read_text() == committed, "run `make clients-models`"
