@@ -106,10 +106,10 @@ def test_a_rejected_token_is_renewed_once(start: Start, gateway: Plan) -> None:
 def test_a_second_rejection_is_the_callers(start: Start, gateway: Plan) -> None:
     server = gateway("", "401")
 
-    events = start(do="update", url=server.url, action=ACTION, tokens=["one", "two"]).rest()
+    events = start(do="update", url=server.url, action=ACTION, tokens=["1", "2", "3"]).rest()
 
     assert events[-1] == {"event": "error", "status": 401, "code": "401"}
-    assert server.tokens == ["Bearer one", "Bearer two"]
+    assert server.tokens == ["Bearer 1", "Bearer 2"]
 
 
 def test_a_token_that_has_expired_is_renewed_before_a_try(start: Start, gateway: Plan) -> None:
