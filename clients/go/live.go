@@ -440,7 +440,11 @@ func (l *LiveBoard) onHeartbeat(now *connected, beat heartbeat) {
 	isNewer := beat.Epoch != nil && (!isHeld || held.epoch != *beat.Epoch || beat.Seq > held.seq)
 	if isNewer && time.Since(l.syncedAt) >= l.patience.Sync {
 		l.syncedAt = time.Now()
-		l.write(map[string]any{"type": "sync"})
+		message := map[string]any{"type": "sync"}
+		if board != l.nameOf("") {
+			message["board"] = board
+		}
+		l.write(message)
 	}
 }
 

@@ -184,6 +184,30 @@ def test_a_heartbeat_that_is_ahead_makes_the_client_ask(start: Start, streamer: 
     assert viewers == [{"event": "viewers", "board": "main", "viewers": 3}]
 
 
+def test_a_heartbeat_of_another_board_asks_for_that_board(start: Start, streamer: Serve) -> None:
+    asked: list[object] = []
+
+    def script(viewer: Viewer) -> None:
+        viewer.receive()
+        viewer.board(1)
+        viewer.board(1, board="weekly")
+        viewer.send("heartbeat", board="weekly", epoch=1, seq=2)
+        asked.append(viewer.receive())
+        viewer.board(2, board="weekly")
+        viewer.wait()
+
+    server = streamer(script)
+    with start(
+        do="live",
+        url="http://127.0.0.1:1",
+        liveUrl=server.url,
+        subscribe=[{"board": "weekly", "rows": 10, "offset": 0}],
+    ) as program:
+        program.until("board", board="weekly", position=[1, 2])
+
+    assert asked == [{"type": "sync", "board": "weekly"}]
+
+
 def test_a_stale_board_is_said_so(start: Start, streamer: Serve) -> None:
     def script(viewer: Viewer) -> None:
         viewer.board(1)

@@ -372,7 +372,8 @@ class Follower:
         is_newer = beat.epoch != epoch or beat.seq > seq
         if is_newer and self._clock() - self._synced_at >= self._patience.sync_s:
             self._synced_at = self._clock()
-            yield Write(_text(type="sync"))
+            other = {} if board == self._main else {"board": board}
+            yield Write(_text(type="sync", **other))
 
     def _renew(self) -> Steps:
         """Send a new token on the connection; ask again later if there is none."""
