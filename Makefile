@@ -5,14 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
-SLOW := browser deploy documents e2e faults
+SLOW := browser clients deploy documents e2e faults
 WORKERS ?= 4
 # One worker runs all tests of a file, so its fixtures are created once; the slowest files run first.
 XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
+.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -78,6 +78,8 @@ lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	  --python-version 3.11 --group lambda -c requirements/base.txt -o requirements/lambda.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group loadtest -c requirements/dev.txt -o requirements/loadtest.txt
+	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
+	  --python-version 3.11 --group clients -c requirements/dev.txt -o requirements/clients.txt
 
 FAULTS_ARGS ?= --minutes 15
 
@@ -170,6 +172,18 @@ checksums:       ## write the checksums of the migrations
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
 
+clients: clients-python clients-go  ## build the clients into dist/
+
+clients-python: $(VENV)/.dev  ## build the wheel and the source archive of the Python client into dist/
+	cd clients/python && $(abspath $(BIN))/python -m hatchling build -d $(abspath dist)
+
+clients-go:      ## check the Go client, and write it into dist/ as an archive
+	cd clients/go && go vet ./... && go test ./...
+	mkdir -p dist && tar -C clients -czf dist/scoreboard-client-go.tar.gz --transform 's,^go,scoreboard-client,' go
+
+clients-models: $(VENV)-clients/.done  ## write the types of both clients from docs/openapi.json
+	$(BIN)/python clients/generate.py
+
 LAMBDA_ARGS ?=
 
 lambda: $(VENV)/.dev  ## build dist/scoreboard-rotation.zip for AWS Lambda: LAMBDA_ARGS="--arch arm64 --python 3.13"
@@ -201,6 +215,13 @@ $(VENV)-loadtest/.done: requirements/loadtest.txt
 	$(PYTHON) -m venv $(VENV)-loadtest
 	$(VENV)-loadtest/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
 	  -r requirements/loadtest.txt
+	@touch $@
+
+# The generator brings other tools, which the tests do not need.
+$(VENV)-clients/.done: requirements/clients.txt
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r requirements/clients.txt
 	@touch $@
 
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.dev

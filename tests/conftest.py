@@ -31,7 +31,7 @@ pytest_plugins = [
     "tests.support.fakes.tokens",
 ]
 
-SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "deploy", "documents"})
+SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "deploy", "documents", "clients"})
 FOLDERS = frozenset(
     {
         "unit",
@@ -50,6 +50,7 @@ FOLDERS = frozenset(
         "proofs",
         "upgrade",
         "cluster",
+        "clients",
     },
 )
 HERE = Path(__file__).parent
