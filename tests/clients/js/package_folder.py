@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +78,3 @@ def run(project: Path, script: str, version: str = PINNED, **env: str) -> str:
     done = npm.node(str(path), cwd=project, timeout_s=60, program=program(version), env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def copy_tools(folder: Path) -> None:
-    """Put the packages that a page asks a registry for into a folder, as if it had answered."""
-    shutil.copyfile(HERE / "package-lock.json", folder / "package-lock.json")
-    shutil.copytree(HERE / "node_modules", folder / "node_modules", copy_function=os.link, symlinks=True)

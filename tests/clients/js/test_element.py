@@ -24,9 +24,7 @@ PAGE = """<!doctype html>
 
 
 @pytest.fixture
-def show(
-    package: Package, site: FakeSite, open_page: OpenPage, tmp_path: Path
-) -> Iterator[Show]:
+def show(package: Package, site: FakeSite, open_page: OpenPage, tmp_path: Path) -> Iterator[Show]:
     """Return a function that opens a page with some HTML; ``SRC`` is the streamer's address."""
     (tmp_path / "client").symlink_to(package.built / "dist")
     with serve(tmp_path, site.ws_url.removesuffix("/ws/scoreboard")) as url:
@@ -105,9 +103,7 @@ async def test_names_that_arrive_later_are_shown(show: Show, site: FakeSite) -> 
     await expect(page.get_by_role("listitem")).to_have_text(["1Alice10"])
 
 
-async def test_the_place_of_a_user_outside_of_the_rows_is_shown(
-    show: Show, site: FakeSite
-) -> None:
+async def test_the_place_of_a_user_outside_of_the_rows_is_shown(show: Show, site: FakeSite) -> None:
     await site.send_board(("alice", 2_005))
     page = await show('<score-board src="SRC" user="zoe"></score-board>')
     await is_watched(site, "zoe")
@@ -131,8 +127,14 @@ async def test_a_user_without_a_score_is_told_so(show: Show, site: FakeSite) -> 
     await is_watched(site, "zoe")
 
     await site.send(
-        **{"type": "place", "board": "main", "epoch": 1, "seq": 1, "userId": "zoe"},
-        **{"rank": None, "score": None, "total": 0},
+        type="place",
+        board="main",
+        epoch=1,
+        seq=1,
+        userId="zoe",
+        rank=None,
+        score=None,
+        total=0,
     )
 
     await expect(page.locator("score-board")).to_contain_text("You have no score yet.")
@@ -201,7 +203,9 @@ async def test_elements_share_a_connection_and_moving_one_keeps_it(
     await expect(page.get_by_role("listitem")).to_have_text(["1alice1", "1alice1"])
     await is_watched(site, "zoe", "yan")
 
-    await page.evaluate("document.querySelector('aside').append(...document.querySelectorAll('score-board'))")
+    await page.evaluate(
+        "document.querySelector('aside').append(...document.querySelectorAll('score-board'))"
+    )
     await site.send_board(("alice", 2))
     await expect(page.get_by_role("listitem")).to_have_text(["1alice2", "1alice2"])
     assert len(site.handshakes) == 1

@@ -75,7 +75,9 @@ def test_it_exports_what_the_reference_names(package: Package) -> None:
 
 def test_it_and_the_locks_name_no_registry(package: Package) -> None:
     locks = [SOURCE / "package-lock.json", HERE / "package-lock.json"]
-    names = [ROOT / name for name in files_of() if name.startswith(("clients/js", "tests/clients/js"))]
+    names = [
+        ROOT / name for name in files_of() if name.startswith(("clients/js", "tests/clients/js"))
+    ]
 
     assert not [path for path in locks if '"resolved"' in path.read_text()]
     registry = re.compile("registry" + r"\.npmjs|\b" + "npmjs" + r"\.(com|org)")
