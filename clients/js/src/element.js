@@ -39,7 +39,7 @@
  */
 
 import { styleSheet } from "./element-style.js";
-import { follow, NOTHING, placeOf } from "./shared-board.js";
+import { follow, keyOf, NOTHING, placeOf, snapshotOf } from "./shared-board.js";
 
 /** A loss that ends sooner is not worth a notice. */
 const NOTICE_MS = 1_500;
@@ -71,6 +71,8 @@ export class ScoreBoardElement extends Base {
   #texts = ENGLISH;
   /** @type {Snapshot} */ #snapshot = NOTHING;
   /** @type {(() => void) | null} */ #release = null;
+  /** What the snapshot is of. */
+  #key = "";
   #isPlanned = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #noticeTimer;
   /** @type {Map<string, HTMLElement>} */ #items = new Map();
@@ -179,25 +181,26 @@ export class ScoreBoardElement extends Base {
   }
 
   #follow() {
+    const options = {
+      url: this.getAttribute("src") || "/ws/scoreboard",
+      board: this.getAttribute("board") || undefined,
+      rows: Math.max(ROWS_DEFAULT, this.#rows),
+      token: this.#token,
+      tokenProvider: this.#tokenProvider,
+    };
+    const key = keyOf(options);
+    if (key !== this.#key) this.#snapshot = NOTHING;
+    this.#key = key;
     const before = this.#release;
-    this.#snapshot = NOTHING;
     this.#release = null;
     try {
-      this.#release = follow(
-        {
-          url: this.getAttribute("src") || "/ws/scoreboard",
-          board: this.getAttribute("board") || undefined,
-          rows: Math.max(ROWS_DEFAULT, this.#rows),
-          token: this.#token,
-          tokenProvider: this.#tokenProvider,
-        },
-        {
-          user: this.#user,
-          tokenProvider: (why) => this.#tokenProvider?.(why) ?? null,
-          onChange: (snapshot) => this.#show(snapshot),
-          onError: (error) => this.#dispatch("error", error),
-        },
-      );
+      this.#release = follow(options, {
+        user: this.#user,
+        tokenProvider: (why) => this.#tokenProvider?.(why) ?? null,
+        onChange: (snapshot) => this.#show(snapshot),
+        onError: (error) => this.#dispatch("error", error),
+      });
+      this.#show(snapshotOf(key)); // another element may have the board already
     } catch (error) {
       this.#show({ ...NOTHING, status: { ...NOTHING.status, state: "stopped", reason: "address" } });
       this.#dispatch("error", { code: "address", detail: String(error) });

@@ -32,6 +32,7 @@
  * @property {Board | null} board      the newest board
  * @property {Readonly<Status>} status
  * @property {ReadonlyMap<string, Place>} places  the newest places, by user id
+ * @property {readonly string[]} watched  the users whose places were asked for
  */
 
 import { connect } from "./live.js";
@@ -55,6 +56,7 @@ export const NOTHING = Object.freeze({
     isMandated: false,
   }),
   places: new Map(),
+  watched: Object.freeze([]),
 });
 
 /** @type {Map<string, SharedBoard>} */
@@ -111,10 +113,10 @@ export function retry(key) {
  * @param {string} [user]
  * @returns {Place | null}
  */
-export function placeOf({ places }, user) {
-  // Without a user nobody else is watched, unless another part of the page does.
-  const place = user ? places.get(user) : places.values().next().value;
-  return place ?? null;
+export function placeOf({ places, watched }, user) {
+  if (user) return places.get(user) ?? null;
+  // What nobody asked for is that of the token's holder.
+  return [...places.values()].find(({ userId }) => !watched.includes(userId)) ?? null;
 }
 
 class SharedBoard {
@@ -123,7 +125,6 @@ class SharedBoard {
   #end;
   /** @type {Set<Follower>} */ #followers = new Set();
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #timer;
-  #watched = "";
 
   /**
    * @param {SharedOptions} options
@@ -176,12 +177,11 @@ class SharedBoard {
     const users = [...new Set([...this.#followers].flatMap(({ user }) => user || []))];
     const watched = users.slice(0, WATCHED_MAX);
     // Nobody is unwatched while it lingers: the same part of the page may come back.
-    if (this.#followers.size === 0 || String(watched) === this.#watched) return;
-    this.#watched = String(watched);
+    const { places, watched: before } = this.snapshot;
+    if (this.#followers.size === 0 || String(watched) === String(before)) return;
     this.#connection.watch(watched);
-    const { places } = this.snapshot;
-    const kept = new Map([...places].filter(([user]) => watched.includes(user)));
-    if (kept.size < places.size) this.#change({ places: kept });
+    const kept = [...places].filter(([user]) => watched.includes(user));
+    this.#change({ watched, places: new Map(kept) });
   }
 
   /** @param {Parameters<TokenProvider>[0]} why */

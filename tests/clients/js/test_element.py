@@ -218,6 +218,44 @@ async def test_elements_share_a_connection_and_moving_one_keeps_it(
     await eventually_async(is_closed)
 
 
+async def test_another_user_is_marked_at_once(show: Show, site: FakeSite) -> None:
+    await site.send_board(("alice", 2), ("bob", 1))
+    page = await show('<score-board src="SRC" user="alice"></score-board>')
+    marked = page.locator("score-board [aria-current=true]")
+    await expect(marked).to_have_text("1alice2")
+
+    await page.evaluate("document.querySelector('score-board').setAttribute('user', 'bob')")
+
+    await expect(marked).to_have_text("2bob1")
+    assert len(site.handshakes) == 1
+
+
+async def test_an_element_that_is_added_later_has_the_board_at_once(
+    show: Show, site: FakeSite
+) -> None:
+    await site.send_board(("alice", 1))
+    page = await show('<score-board src="SRC"></score-board>')
+    await expect(page.get_by_role("listitem")).to_have_text(["1alice1"])
+
+    await page.evaluate("document.body.append(document.querySelector('score-board').cloneNode())")
+
+    await expect(page.get_by_role("listitem")).to_have_text(["1alice1", "1alice1"])
+    assert len(site.handshakes) == 1
+
+
+async def test_the_place_of_the_tokens_holder_needs_no_attribute(
+    show: Show, site: FakeSite
+) -> None:
+    elements = '<score-board src="SRC"></score-board>'
+    page = await show(elements)
+    await expect(page.get_by_role("status")).to_have_text("No scores yet.")
+
+    await site.send(**place())
+
+    await expect(page.locator("score-board [aria-current=true]")).to_have_text("1,023zoe5")
+    assert [message for message in site.received if message["type"] == "watch"] == []
+
+
 async def test_tokens_and_texts_are_properties_also_before_the_definition(
     show: Show, site: FakeSite
 ) -> None:
