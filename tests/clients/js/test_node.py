@@ -18,7 +18,8 @@ def test_the_tests_in_node_pass(name: str, version: str, package: Package, tmp_p
         shutil.copyfile(path, tmp_path / path.name)
     (tmp_path / "node_modules").symlink_to(package.project / "node_modules")
 
-    done = npm.node("--test", name, cwd=tmp_path, timeout_s=90, program=program(version))
+    limit = ("--test-timeout", "60000")
+    done = npm.node("--test", *limit, name, cwd=tmp_path, timeout_s=90, program=program(version))
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "pass 0" not in done.stdout
