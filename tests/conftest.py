@@ -31,7 +31,7 @@ pytest_plugins = [
     "tests.support.fakes.tokens",
 ]
 
-SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "clients", "deploy", "documents"})
+SLOW_FOLDERS = frozenset({"faults", "e2e", "browser", "deploy", "documents", "clients"})
 FOLDERS = frozenset(
     {
         "unit",
@@ -43,7 +43,6 @@ FOLDERS = frozenset(
         "migrations",
         "e2e",
         "browser",
-        "clients",
         "kong",
         "deploy",
         "documents",
@@ -51,6 +50,7 @@ FOLDERS = frozenset(
         "proofs",
         "upgrade",
         "cluster",
+        "clients",
     },
 )
 HERE = Path(__file__).parent
