@@ -13,7 +13,7 @@ from tests.support.clients.browser import OpenPage, PageGuard
 from tests.support.eventually import eventually_async
 from tests.support.fakes.site import FakeSite
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 Show = Callable[..., Awaitable[Page]]
 PAGE = """<!doctype html>

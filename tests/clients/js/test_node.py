@@ -8,6 +8,7 @@ import pytest
 from tests.clients.js.package_folder import HERE, VERSIONS, Package, program
 from tests.support.clients import npm
 
+pytestmark = pytest.mark.timeout(300)
 TESTS = sorted(path.name for path in (HERE / "node_tests").glob("*.test.mjs"))
 
 

@@ -5,10 +5,13 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.clients.js.package_folder import HERE, SOURCE, Package, run
 from tests.support.clients import npm
 from tests.support.repository import ROOT, files_of
 
+pytestmark = pytest.mark.timeout(300)
 MODULES = [path.stem for path in (SOURCE / "src").glob("*.js")]
 SHARED = ["scoreboard-client", "scoreboard-protocol"]
 """The modules that are also those of the live page."""

@@ -12,6 +12,8 @@ from tests.clients.js.package_folder import SOURCE, Package, run
 from tests.documents.test_clients import Gateway
 from tests.support.servers.system import System
 
+pytestmark = pytest.mark.timeout(300)
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
