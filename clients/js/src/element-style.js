@@ -18,10 +18,18 @@ const CSS = `
 :host([theme="light"]) { color-scheme: light; }
 :host([theme="dark"]) { color-scheme: dark; }
 :host([hidden]) { display: none; }
-ol { list-style: none; margin: 0; padding: 0; }
+::slotted([slot="title"]) { padding: 0 1rem; }
+ol {
+  display: grid;
+  grid-template-columns: minmax(2.5ch, max-content) minmax(0, 1fr) max-content;
+  list-style: none;
+  margin: 0;
+  padding: 0;
+}
 li {
   display: grid;
-  grid-template-columns: 3.5ch minmax(0, 1fr) auto;
+  grid-column: 1 / -1;
+  grid-template-columns: subgrid;
   gap: 0.75em;
   padding: 0.35em 1em;
 }
@@ -31,7 +39,7 @@ li[aria-current] {
 }
 [part~="rank"] { text-align: end; font-variant-numeric: tabular-nums; }
 [part~="name"] { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-[part~="score"] { font-variant-numeric: tabular-nums; }
+[part~="score"] { text-align: end; font-variant-numeric: tabular-nums; }
 [part~="place"] {
   margin-top: 0.35em;
   padding-top: 0.35em;
