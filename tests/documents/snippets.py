@@ -42,7 +42,7 @@ def snippets_of(page: str) -> list[Snippet]:
 
 
 def system_of(page: str) -> str:
-    """Return the system that the blocks of a page need: `up`, `servers`, `drill`, or none."""
+    """Return the system that a page's blocks need: `up`, `servers`, `drill`, `vite`, or none."""
     found = SYSTEM.search(page)
     return found[1] if found else ""
 

@@ -25,7 +25,8 @@ PAGES = [
 RUNNABLE = [
     page
     for page in PAGES
-    if snippets_of(text := page.read_text()) and system_of(text) != "drill"  # test_runbook.py
+    # Others run in test_runbook.py and tests/clients/js/test_vite.py.
+    if snippets_of(text := page.read_text()) and system_of(text) not in {"drill", "vite"}
 ]
 
 pytestmark = pytest.mark.timeout(240)

@@ -67,6 +67,7 @@ class FakeSite:
     rows: list[dict[str, Any]] = field(default_factory=list)
     reject_status: HTTPStatus | None = None
     sends_snapshot: bool = True
+    answers_sync: bool = True
     api_status: HTTPStatus = HTTPStatus.NOT_FOUND
     handshakes: list[Handshake] = field(default_factory=list)
     received: list[dict[str, Any]] = field(default_factory=list)
@@ -183,7 +184,7 @@ class FakeSite:
             async for text in viewer:
                 message = json.loads(text)
                 self.received.append(message)
-                if message["type"] == "sync":
+                if message["type"] == "sync" and self.answers_sync:
                     await viewer.send(json.dumps(self.board_message()))
         except ConnectionClosed:
             pass
