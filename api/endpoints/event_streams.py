@@ -25,6 +25,7 @@ from scoreboard.errors import Overloaded, ScoreboardError
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import Children, counter, gauge
@@ -85,6 +86,7 @@ class EventStreams:
         verifier: Verifier,
         draining: asyncio.Event,
         directory: BoardDirectory,
+        names: NameCache | None = None,
     ) -> None:
         """Take the event that is set when the api drains; nothing connects yet.
 
@@ -96,7 +98,9 @@ class EventStreams:
         self._hops = trusted_networks(settings.trusted_hops)
         self._origins = Origins(settings.origins)
         self._directory = directory
-        self._watcher = BoardWatcher(settings, self, name="api-stream", directory=directory)
+        self._watcher = BoardWatcher(
+            settings, self, name="api-stream", directory=directory, names=names
+        )
         self._channels: dict[str, EventChannel] = {}
         self._is_wanted = asyncio.Event()
         self._counts = ConnectionCounts(
