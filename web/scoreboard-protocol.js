@@ -2,7 +2,7 @@
  * The rules of the subprotocol `scoreboard.v1` for a viewer: pure functions without sockets, clocks
  * or state. scoreboard-client.js applies them.
  *
- * @typedef {{rank: number, userId: string, score: number}} Row
+ * @typedef {{rank: number, userId: string, score: number, name?: string}} Row
  * @typedef {{epoch: number, seq: number}} Position
  * @typedef {Position & {board: string, at?: number, leaderboard: Row[]}} Board
  * @typedef {{action: "retry" | "renew" | "stop", reason: string, floorMs?: number}} CloseAction
@@ -15,13 +15,16 @@ const BACKOFF_FLOOR_MS = 500;
 const BACKOFF_CEILING_MS = 30_000;
 
 /**
- * Return whether `position` is newer than `current`, the position of the board held (null: none).
+ * Return whether a message is newer than `current`, the position of the board held (null: none). A
+ * `leaderboard` with the same position is the same board, possibly with newer names, so it replaces
+ * the one held.
  *
  * @param {Position | null} current
- * @param {Position} position
+ * @param {Position & {type?: string}} message
  */
-export function isNewer(current, position) {
-  return current === null || position.epoch !== current.epoch || position.seq > current.seq;
+export function isNewer(current, message) {
+  if (current === null || message.epoch !== current.epoch) return true;
+  return message.type === "leaderboard" ? message.seq >= current.seq : message.seq > current.seq;
 }
 
 /**
@@ -136,7 +139,8 @@ function isBoard(message) {
         typeof row === "object" &&
         Number.isSafeInteger(row.rank) &&
         Number.isSafeInteger(row.score) &&
-        typeof row.userId === "string",
+        typeof row.userId === "string" &&
+        (row.name === undefined || typeof row.name === "string"),
     )
   );
 }

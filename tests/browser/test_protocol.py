@@ -35,23 +35,29 @@ async def call(browser: Browser) -> AsyncIterator[Call]:
         await page.close()
 
 
+@pytest.mark.parametrize("kind", ["leaderboard", "heartbeat"])
 @pytest.mark.parametrize(
     ("current", "frame", "is_newer"),
     [
         (None, (1, 0), True),
         ((1, 5), (1, 6), True),
         ((1, 5), (1, 900), True),
-        ((1, 5), (1, 5), False),
+        ((1, 5), (1, 5), None),
         ((1, 5), (1, 4), False),
         ((1, 5), (2, 0), True),
         ((2, 5), (1, 900), True),
     ],
 )
-async def test_board_is_newer_with_another_epoch_or_a_greater_seq(call, current, frame, is_newer):
+async def test_message_is_newer_with_another_epoch_or_a_greater_seq(
+    call, current, frame, is_newer, kind
+):
+    """A board with the same position has newer names; a heartbeat with it does not ask for one."""
+
     def position(pair):
         return None if pair is None else {"epoch": pair[0], "seq": pair[1]}
 
-    assert await call("isNewer", position(current), position(frame)) is is_newer
+    expected = kind == "leaderboard" if is_newer is None else is_newer
+    assert await call("isNewer", position(current), position(frame) | {"type": kind}) is expected
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 6, 40, 2000])
