@@ -42,7 +42,6 @@ from api.endpoints.fast_reads import (
 from api.endpoints.fast_update import PATH as UPDATE_PATH
 from api.endpoints.fast_update import FastUpdate
 from api.endpoints.history import HistoryReader
-from api.endpoints.name_cache import NameCache
 from api.endpoints.rankings import Rankings
 from api.endpoints.scores import Scores, Services
 from api.endpoints.seasons import SeasonReader
@@ -50,6 +49,7 @@ from api.endpoints.updates import UpdateService
 from scoreboard.errors import DatabaseUnavailable, RedisUnavailable, UnsafeDatabase
 from scoreboard.ledger import migrations
 from scoreboard.ledger import pool as postgres
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.ledger.pool_metrics import export_pool
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import Settings
@@ -110,8 +110,10 @@ class Api:
             if settings.acknowledge == "committed"
             else None
         )
-        self._streams = EventStreams(settings, self._verifier, self.health.draining, directory)
-        self._names = NameCache(self._pool)
+        self._names = NameCache(settings if settings.database_url else None, name="api-names")
+        self._streams = EventStreams(
+            settings, self._verifier, self.health.draining, directory, self._names
+        )
         reads = BoardReader(
             Boards(self._client, self._reads),
             directory,

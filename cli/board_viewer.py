@@ -140,7 +140,9 @@ def _table(message: BoardMessage) -> Table:
     table = Table(box=None, title=title)
     table.add_column("rank", justify="right")
     table.add_column("user")
+    table.add_column("name")
     table.add_column("score", justify="right")
     for row in message.leaderboard:
-        table.add_row(str(row.rank), escape_unsafe(row.user_id), str(row.score))
+        name = escape_unsafe(row.name) if row.name else ""
+        table.add_row(str(row.rank), escape_unsafe(row.user_id), name, str(row.score))
     return table

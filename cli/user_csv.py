@@ -22,14 +22,13 @@ from cli.output import print_message
 from cli.text import escape_unsafe, find_unsafe
 from scoreboard.errors import Invalid, Malformed
 from scoreboard.ledger.users import METADATA_BYTES, Profile
-from scoreboard.model import ID_FORM, is_identifier
+from scoreboard.model import ID_FORM, NAME_MAX, is_identifier
 from scoreboard.recovery.reseed import ReportProgress
 
 COLUMNS: Final = ("userId", "name", "email", "metadata")
 STDIN: Final = Path("-")
 SHOWN_MAX: Final = 20
 """Maximum number of invalid lines listed in one error."""
-NAME_MAX: Final = 200
 EMAIL_MAX: Final = 320
 LINE_BYTES: Final = 16_384
 """More than three times the longest valid line: all columns, quoted, in UTF-8."""

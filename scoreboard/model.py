@@ -11,7 +11,7 @@ import zlib
 from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 SCORE_MAX: Final = 2**31 - 1
 """Scores are PostgreSQL INTs: 0…SCORE_MAX."""
@@ -22,6 +22,9 @@ SLOT_COUNT: Final = 2**21
 WATCHED_TOP: Final = 10
 """Number of rows that viewers get; lua/submit.lua publishes only changes among these (a test
 compares)."""
+
+NAME_MAX: Final = 200
+"""Longest name of a user, in characters; a constraint of the table (migration 0002)."""
 
 PAGE_MAX: Final = 100
 """Maximum number of rows of one leaderboard read."""
@@ -441,6 +444,10 @@ class Row(Struct, frozen=True, rename="camel"):
     rank: int
     user_id: str
     score: int
+    name: (
+        Annotated[str, Meta(max_length=NAME_MAX, description="The user's name, where it is known.")]
+        | UnsetType
+    ) = UNSET
 
 
 class Window(Struct, frozen=True):

@@ -17,6 +17,16 @@ GRANT SELECT ON seasons, season_standings TO scoreboard_api;
 -- Whether the history of a user is no longer there.
 GRANT SELECT (board, detached_at) ON ledger_partitions TO scoreboard_api;
 
+-- The names of live boards. A database from before it has no such role: then viewers get ids.
+DO $$
+BEGIN
+    IF to_regrole('scoreboard_streamer') IS NOT NULL THEN
+        REVOKE ALL ON ALL TABLES IN SCHEMA public FROM scoreboard_streamer;
+        GRANT USAGE ON SCHEMA public TO scoreboard_streamer;
+        GRANT SELECT (id, external_id, name) ON users TO scoreboard_streamer;
+    END IF;
+END $$;
+
 GRANT SELECT ON boards, actions, scores, score_events, flush_state, rejected_events, dead_events,
     backups, bans, held_actions, seasons, season_turns, season_standings, ledger_partitions, score_sums
     TO scoreboard_flusher;
@@ -71,7 +81,7 @@ BEGIN
     IF NOT EXISTS (
         SELECT FROM pg_roles
         WHERE rolname = login AND rolcanlogin AND NOT rolsuper
-            AND rolname ~ '^scoreboard_(api|flusher|operator|rotator)_[ab]$'
+            AND rolname ~ '^scoreboard_(api|streamer|flusher|operator|rotator)_[ab]$'
     ) THEN
         RAISE insufficient_privilege USING MESSAGE = format('%L is not the login of a service', login);
     END IF;
@@ -88,7 +98,7 @@ END $$;
 CREATE OR REPLACE FUNCTION end_login_sessions(login TEXT) RETURNS INTEGER
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF login IS NULL OR login !~ '^scoreboard_(api|flusher|operator|rotator)_[ab]$' THEN
+    IF login IS NULL OR login !~ '^scoreboard_(api|streamer|flusher|operator|rotator)_[ab]$' THEN
         RAISE insufficient_privilege USING MESSAGE = format('%L is not the login of a service', login);
     END IF;
     INSERT INTO public.audit_log (actor, action, detail)

@@ -19,6 +19,9 @@ from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.health.checks import VIEWERS, describe_live, describe_viewers, live_name
 from scoreboard.health.readings import describe_secrets
 from scoreboard.http.operator_port import OperatorPort, bind_operators
+from scoreboard.ledger.name_cache import NameCache
+from scoreboard.ledger.pool import POSTGRES_UP
+from scoreboard.ledger.users import select_names
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.service_manager import READY, notify
@@ -87,11 +90,15 @@ class Streamer:
         self._tracing = make_tracing(settings, "streamer")
         self._frames = FrameTracing(self._tracing, self.manager.hub) if self._tracing else None
         self._client = make_client(settings, name="streamer-boards", connections=LOOKUP_CONNECTIONS)
+        self.names = NameCache(
+            settings if has_database(settings) else None, name="streamer", select=select_names
+        )
         self.watcher = BoardWatcher(
             settings,
             self.manager,
             name="streamer",
             directory=BoardDirectory(settings, BoardList(self._client)),
+            names=self.names,
             on_traced=self._frames.board_traced if self._frames else None,
             windows=self.manager,
         )
@@ -128,6 +135,7 @@ class Streamer:
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.watcher.run())
             tasks.create_task(self.viewer_counts.run())
+            tasks.create_task(self.names.run())
             tasks.create_task(refresh_secrets())
             tasks.create_task(self._sweep())
             tasks.create_task(self._run_timers())
@@ -219,6 +227,16 @@ def _observe_delays(channel: Channel, now_s: float) -> None:
         metrics.ACCEPT_TO_VIEWER.observe(now_s - channel.accepted_at_s)
 
 
+def has_database(settings: Settings) -> bool:
+    """Return whether this streamer has a login of PostgreSQL, and so can show names.
+
+    DATABASE_URL without a login may be a setting of all services.
+    """
+    return bool(settings.database_url) and (
+        settings.secrets == "env" or bool(settings.database_secret)
+    )
+
+
 def drain_time_s(viewers: int, drain_s: float) -> float:
     """Return the time over which to close viewers, so that their reconnects are spread out."""
     needed_s = min(max(drain_s, viewers / RECONNECTS_PER_S), DRAIN_MAX_S)
@@ -231,8 +249,10 @@ def grace_s(settings: Settings) -> float:
     return longest_s + DROP_AFTER_S + 2.5
 
 
-def register_gauges(manager: ConnectionManager) -> None:
-    """Make the connection gauges read the manager's counts when they are scraped."""
+def register_gauges(streamer: Streamer) -> None:
+    """Make the gauges read the manager's counts, and whether names can be read, at each scrape."""
+    manager, names = streamer.manager, streamer.names
+    POSTGRES_UP.set_function(lambda: names.is_up)
     metrics.CONNECTIONS["open"].set_function(lambda: manager.admission.viewers)
     metrics.CONNECTIONS["other"].set_function(
         lambda: len(manager.connections) - manager.admission.viewers
@@ -279,7 +299,7 @@ async def serve(settings: Settings, stop: StopEvent, *, worker: Worker | None = 
         operators = bind_metrics(settings)
     else:
         operators = bind_listener("127.0.0.1", 0)  # read by the supervisor only
-    register_gauges(streamer.manager)
+    register_gauges(streamer)
     async with (
         OperatorPort(operators, streamer.readiness),
         running(streamer),

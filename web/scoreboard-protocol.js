@@ -156,7 +156,8 @@ function isRow(row) {
     typeof row === "object" &&
     Number.isSafeInteger(row.rank) &&
     Number.isSafeInteger(row.score) &&
-    typeof row.userId === "string"
+    typeof row.userId === "string" &&
+    (row.name === undefined || typeof row.name === "string")
   );
 }
 

@@ -27,9 +27,9 @@ from api.documents.schemas import (
     StandingReply,
     StandingsReply,
 )
-from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.errors import BoardArchived, Fenced, Invalid, ScoreboardError, Uninitialised
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.ledger.users import PublicProfile
 from scoreboard.model import BOARDS_KEPT_MAX, WATCHED_TOP, Board, Partition, Row, Rules, Window
 from scoreboard.runtime.recent import Recent

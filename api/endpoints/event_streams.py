@@ -26,6 +26,7 @@ from scoreboard.errors import Overloaded, ScoreboardError
 from scoreboard.http.query import parse_query
 from scoreboard.http.request import Request
 from scoreboard.http.response import NOSNIFF
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import Children, counter, gauge
@@ -86,6 +87,7 @@ class EventStreams:
         verifier: Verifier,
         draining: asyncio.Event,
         directory: BoardDirectory,
+        names: NameCache | None = None,
     ) -> None:
         """Take the event that is set when the api drains; nothing connects yet.
 
@@ -98,7 +100,9 @@ class EventStreams:
         self._origins = Origins(settings.origins)
         self._cors = Cors(settings)
         self._directory = directory
-        self._watcher = BoardWatcher(settings, self, name="api-stream", directory=directory)
+        self._watcher = BoardWatcher(
+            settings, self, name="api-stream", directory=directory, names=names
+        )
         self._channels: dict[str, EventChannel] = {}
         self._is_wanted = asyncio.Event()
         self._counts = ConnectionCounts(

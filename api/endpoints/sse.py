@@ -6,10 +6,11 @@ it ends at its deadline, with a ``bye`` that says why.
 
 import asyncio
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from scoreboard.broadcast.channel import BoardChannel
 from scoreboard.broadcast.close_codes import CloseCode, make_bye
@@ -53,16 +54,19 @@ class Admission(Struct, frozen=True):
 class EventChannel(BoardChannel):
     """One board's event streams and the events to send them."""
 
-    __slots__ = ("least_gap_s", "streams")
+    __slots__ = ("event_id", "least_gap_s", "streams")
 
     def __init__(self, board: str) -> None:
         super().__init__(board, encode_event)
         self.streams: set[EventStream] = set()
+        self.event_id = ""
+        """The id of the newest leaderboard's event; empty until the first."""
         self.least_gap_s = 0.0
         """The least time from the newest leaderboard to the next one."""
 
     def publish(self, state: Leaderboard) -> None:
         """Replace the leaderboard and wake every stream."""
+        self.event_id = event_id(state)
         self.set_leaderboard(state)
         self._wake()
         loop = asyncio.get_running_loop()
@@ -72,6 +76,11 @@ class EventChannel(BoardChannel):
     def _note_written(self, began_at_s: float, cpu_s: float) -> None:
         took_s = asyncio.get_running_loop().time() - began_at_s
         self.least_gap_s = gap_after(took_s, time.thread_time() - cpu_s)
+
+    def heartbeat(self, at_ms: int) -> bytes:
+        """Return a heartbeat with the id of the current leaderboard, or b"" without one."""
+        event = super().heartbeat(at_ms)
+        return b"id: %b\n%b" % (self.event_id.encode(), event) if event else event
 
     def publish_status(self, status: Status) -> None:
         """Replace the status and wake every stream."""
@@ -139,8 +148,8 @@ class EventStream:
 
     def _opening(self) -> bytes:
         retry = b"retry: %d\n\n" % RETRY_MS
-        state = self._channel.leaderboard
-        if state is None or self.admission.last_event_id != event_id(state):
+        current = self._channel.event_id
+        if not current or self.admission.last_event_id != current:
             return retry
         # The client has the current board: a heartbeat is enough.
         self._sent_frame = self._channel.frame
@@ -160,14 +169,21 @@ class EventStream:
         return data
 
 
-def event_id(message: Leaderboard | Heartbeat) -> str:
-    """Return the id of an event: the position of its board."""
-    return f"{message.epoch}-{message.seq}"
+def event_id(board: Leaderboard) -> str:
+    """Return the id of a board's event: its position, and a checksum of its names if it has any.
+
+    The same board with other names has another id, so that a client that comes back gets them.
+    """
+    names = [row.name for row in board.leaderboard]
+    mark = ""
+    if any(name is not UNSET for name in names):
+        mark = f"-{zlib.crc32(repr(names).encode()):08x}"
+    return f"{board.epoch}-{board.seq}{mark}"
 
 
 def encode_event(message: Message) -> bytes:
     """Encode a message as a server-sent event, named by its type."""
     lines = f"event: {type(message).__struct_config__.tag}\n"
-    if isinstance(message, Leaderboard | Heartbeat):
+    if isinstance(message, Leaderboard):
         lines += f"id: {event_id(message)}\n"
     return lines.encode() + b"data: " + encode(message) + b"\n\n"

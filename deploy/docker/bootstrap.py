@@ -25,7 +25,7 @@ DATABASE, OWNER = "scoreboard", "scoreboard_owner"
 
 LOGINS = {
     "api": ("redis", "database"),
-    "streamer": ("redis",),
+    "streamer": ("redis", "database"),
     "flusher": ("redis", "database"),
     "operator": ("redis", "database"),
     "rotator": ("redis", "database", "counters"),

@@ -17,15 +17,16 @@ if ! query -c 'SELECT' >/dev/null; then
 fi
 
 API_DATABASE="$(cat "$secrets/api/database")"
+STREAMER_DATABASE="$(cat "$secrets/streamer/database")"
 FLUSHER_DATABASE="$(cat "$secrets/flusher/database")"
 OPERATOR_DATABASE="$(cat "$secrets/operator/database")"
 ROTATOR_DATABASE="$(cat "$secrets/rotator/database")"
 MONITOR_PASSWORD="$(cat "$secrets/monitor/database-password")"
-export API_DATABASE FLUSHER_DATABASE OPERATOR_DATABASE ROTATOR_DATABASE MONITOR_PASSWORD
+export API_DATABASE STREAMER_DATABASE FLUSHER_DATABASE OPERATOR_DATABASE ROTATOR_DATABASE MONITOR_PASSWORD
 query --file /usr/local/share/scoreboard/postgres-roles.sql
 
 refused=0
-for service in api flusher operator rotator; do
+for service in api streamer flusher operator rotator; do
   SECRET="$(cat "$secrets/$service/database")"
   export SECRET
   login="$(printf '%s\n' '\getenv secret SECRET' "SELECT :'secret'::json ->> 'username';" | query)"

@@ -4,11 +4,15 @@
 -- The other login of a role has no password until a rotation sets one.
 -- `scoreboard db migrate` grants the rights of the roles (sql/grants.sql).
 \getenv api API_DATABASE
+-- Without it, the logins of the streamer get no password, and viewers no names.
+\set streamer '{}'
+\getenv streamer STREAMER_DATABASE
 \getenv flusher FLUSHER_DATABASE
 \getenv operator OPERATOR_DATABASE
 \getenv rotator ROTATOR_DATABASE
 -- A DO block cannot read psql's variables.
 SET scoreboard.api = :'api';
+SET scoreboard.streamer = :'streamer';
 SET scoreboard.flusher = :'flusher';
 SET scoreboard.operator = :'operator';
 SET scoreboard.rotator = :'rotator';
@@ -19,7 +23,7 @@ DECLARE
     login TEXT;
     document TEXT;
 BEGIN
-    FOREACH service IN ARRAY ARRAY['api', 'flusher', 'operator', 'rotator'] LOOP
+    FOREACH service IN ARRAY ARRAY['api', 'streamer', 'flusher', 'operator', 'rotator'] LOOP
         service_role := 'scoreboard_' || service;
         document := current_setting('scoreboard.' || service);
         IF document IS NOT JSON OBJECT THEN
@@ -47,7 +51,7 @@ BEGIN
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format(
         'GRANT CONNECT ON DATABASE %I TO'
-        ' scoreboard_api, scoreboard_flusher, scoreboard_operator, scoreboard_rotator',
+        ' scoreboard_api, scoreboard_streamer, scoreboard_flusher, scoreboard_operator, scoreboard_rotator',
         current_database()
     );
     EXECUTE format(

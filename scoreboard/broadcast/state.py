@@ -6,12 +6,17 @@ repair does. Otherwise viewers would ignore all updates until ``seq`` had caught
 older epoch for a new one.
 """
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Final
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from scoreboard.broadcast.messages import Leaderboard, StaleReason, Status
-from scoreboard.model import TOP, Span, Window
+from scoreboard.model import TOP, Row, Span, Window
+
+NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class ReadResult(Enum):
@@ -28,6 +33,7 @@ class BoardState:
     __slots__ = (
         "_changed_ms",
         "_positions",
+        "_rows",
         "accepted_at_s",
         "away",
         "board",
@@ -36,6 +42,7 @@ class BoardState:
         "message",
         "span",
         "stale_reason",
+        "user_ids",
     )
 
     def __init__(self, board: str, span: Span = TOP) -> None:
@@ -52,6 +59,10 @@ class BoardState:
         """Why the last read failed; empty after a successful one."""
         self.accepted_at_s = 0.0
         """When Redis accepted the newest change of ``message`` (loop time); 0 if not known."""
+        self.user_ids: frozenset[str] = frozenset()
+        """The users of ``message``."""
+        self._rows: tuple[Row, ...] = ()
+        """The rows of ``message`` without names."""
         self._changed_ms: int | None = None
         self._positions: tuple[tuple[int, int], ...] = ()
 
@@ -69,8 +80,10 @@ class BoardState:
             return None
         return f"{self.stale_reason}: {self.failure}" if self.failure else self.stale_reason
 
-    def apply(self, window: Window, at_ms: int) -> ReadResult:
+    def apply(self, window: Window, at_ms: int, names: Mapping[str, str] = NO_NAMES) -> ReadResult:
         """Accept a read, unless it is older than the last accepted one.
+
+        ``names`` are those known now, by user id; they do not count as a change (``rename``).
 
         The same rows with a higher ``seq`` are UNCHANGED: most actions do not change the top. A new
         epoch is always CHANGED, because viewers compare ``seq`` within an epoch.
@@ -84,23 +97,39 @@ class BoardState:
         if (
             held is not None
             and held.epoch == window.epoch
-            and held.leaderboard == window.rows
+            and self._rows == window.rows
             and held.season == season
         ):
             return ReadResult.UNCHANGED
+        self._rows = window.rows
+        self.user_ids = frozenset(row.user_id for row in window.rows)
         offset, rows = (UNSET, UNSET) if self.span == TOP else (self.span.offset, self.span.rows)
         self.message = Leaderboard(
             self.board,
             window.epoch,
             window.seq,
             at_ms,
-            window.rows,
+            with_names(window.rows, names),
             season,
             ends_at,
             offset=offset,
             rows=rows,
         )
         return ReadResult.CHANGED
+
+    def rename(self, names: Mapping[str, str]) -> bool:
+        """Build the message again with the names known now; return whether it differs.
+
+        Its position and its time stay: it is the same board.
+        """
+        held = self.message
+        if held is None:
+            return False
+        rows = with_names(self._rows, names)
+        if rows == held.leaderboard:
+            return False
+        self.message = msgspec.structs.replace(held, leaderboard=rows)
+        return True
 
     def note_times(self, window: Window, asked_at_s: float) -> None:
         """Set ``accepted_at_s`` from an accepted read, requested at ``asked_at_s`` (loop time).
@@ -120,6 +149,15 @@ class BoardState:
             epochs = sum(epoch for epoch, _ in positions)
             return bool(self._positions) and epochs <= sum(epoch for epoch, _ in self._positions)
         return any(new < old for new, old in zip(positions, self._positions, strict=True))
+
+
+def with_names(rows: tuple[Row, ...], names: Mapping[str, str]) -> tuple[Row, ...]:
+    """Return rows with the names of their users, where they are in ``names``."""
+    if not names:
+        return rows
+    return tuple(
+        Row(row.rank, row.user_id, row.score, names.get(row.user_id, UNSET)) for row in rows
+    )
 
 
 def _season_of(window: Window) -> tuple[str | UnsetType, int | UnsetType]:

@@ -128,6 +128,11 @@ class WatchedBoard:
         """The name of the board."""
         return self.state.board
 
+    @property
+    def user_ids(self) -> frozenset[str]:
+        """The users of its top and its windows."""
+        return self.state.user_ids | self.windows.user_ids
+
     def cancel_stale_timer(self) -> None:
         """Cancel the timer that would mark the board stale."""
         if self.stale_timer is not None:

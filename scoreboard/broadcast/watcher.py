@@ -3,6 +3,9 @@
 The streamer and the api's event streams each run one. The default boards (SCOREBOARD_BOARDS) are
 watched always, others from when they are asked for until nobody has viewed them for a while.
 
+Rows have the names that are known when a message is built. Names that arrive or change later cause
+the same board to be sent again, with the same position (docs/decisions/0196).
+
 Invariants: reads of a board keep its pace (scoreboard.broadcast.pace) at any write rate; a read
 follows every confirmed subscription, so no change published in between is missed; the next
 reconciliation corrects a lost message; the listener never gets an older board, nor an empty one
@@ -42,6 +45,7 @@ from scoreboard.errors import (
     Uninitialised,
     UnknownBoard,
 )
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.model import TOP, WATCHED_TOP, Board, Partition, Span, Window
 from scoreboard.runtime.lifecycle import backoff_s
 from scoreboard.runtime.settings import Settings
@@ -164,16 +168,19 @@ class BoardWatcher:
         *,
         name: str,
         directory: BoardDirectory | None = None,
+        names: NameCache | None = None,
         on_traced: TraceListener | None = None,
         windows: WindowListener | None = None,
     ) -> None:
         """Read the settings; connect to nothing yet. ``on_traced`` is None without tracing.
 
         Without a ``directory`` only the default boards can be watched, without ``windows`` only the
-        top of a board.
+        top of a board. Without ``names`` rows have user ids only; the caller runs it.
         """
         self._windows = windows
         self._new_windows = TokenBucket(NEW_WINDOWS_PER_S, NEW_WINDOWS_BURST, time.monotonic())
+        self._names = names or NameCache(None)
+        self._names.on_change(self._on_names)
         self._on_traced = on_traced
         self._settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
@@ -507,6 +514,15 @@ class BoardWatcher:
         found = (self._by_channel.get(channel) for channel in channels)
         return dict.fromkeys(watched for watched in found if watched is not None)
 
+    def _on_names(self, user_ids: Collection[str] | None) -> None:
+        """Send the boards again that show one of the users; None: ask for all that are shown."""
+        for watched in self._watched.values():
+            shown = watched.user_ids
+            if user_ids is None:
+                self._names.known(shown)
+            elif not shown.isdisjoint(user_ids):
+                self._wake(watched)
+
     def _wake(self, watched: WatchedBoard) -> None:
         if not watched.dirty.is_set():
             watched.noticed_at_s = asyncio.get_running_loop().time()
@@ -549,6 +565,7 @@ class BoardWatcher:
                     reconcile_at_s = started_at_s + RECONCILE_S
                 if was_notified or with_board or watched.failures or await self._has_moved(watched):
                     await self._read(watched, was_notified=was_notified, with_board=with_board)
+            self._rename(watched)
             watched.first_read.set()
             self._drop_windows(watched, self._unused_windows(watched, WINDOW_IDLE_S))
             if await self._is_over(watched, was_reconciled=with_board):
@@ -591,7 +608,8 @@ class BoardWatcher:
         watched.failures = 0
         state.failure = ""
         had_message = state.message is not None
-        result = state.apply(window, now_ms())
+        names = self._names.known(row.user_id for row in window.rows)
+        result = state.apply(window, now_ms(), names)
         if result is ReadResult.REWOUND:
             if state.stale_reason != "rewound":
                 REGRESSIONS[state.board].inc()
@@ -607,10 +625,23 @@ class BoardWatcher:
             if had_message and not was_notified:
                 loop.call_later(LOST_AFTER_S, self._count_lost, watched, watched.messages)
             self._listener.board_changed(state, watched.noticed_at_s)
-        self._report_windows(watched, watched.windows.apply(window, others, asked_at_s))
+        self._report_windows(
+            watched, watched.windows.apply(window, others, asked_at_s, self._names.known)
+        )
         self._report_traces(watched, noticed, is_shown=result is ReadResult.CHANGED)
         if self._changes.hears(watched.channels):
             self._mark_live(watched)
+
+    def _rename(self, watched: WatchedBoard) -> None:
+        """Send the board again if other names are known than it was sent with.
+
+        Names are also asked for here if they are outdated, even while Redis is away.
+        """
+        state = watched.state
+        if state.rename(self._names.known(state.user_ids)):
+            state.accepted_at_s = 0.0  # the change is no action
+            self._listener.board_changed(state, watched.noticed_at_s)
+        self._report_windows(watched, watched.windows.rename(self._names.known))
 
     def _note_failure(self, watched: WatchedBoard, error: ScoreboardError) -> None:
         is_away = isinstance(error, RedisUnavailable)

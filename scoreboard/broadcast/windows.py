@@ -9,13 +9,16 @@ nothing.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Final
 
 from scoreboard.broadcast.messages import now_ms
-from scoreboard.broadcast.state import BoardState, ReadResult
+from scoreboard.broadcast.state import NO_NAMES, BoardState, ReadResult
 from scoreboard.model import TOP, Span, Window
+
+KnownNames = Callable[[Iterable[str]], Mapping[str, str]]
+"""Returns the names that are known of users, by user id."""
 
 SAMPLE_S: Final = 1.0
 """Interval of reads of rows below the top."""
@@ -25,6 +28,11 @@ IDLE_S: Final = 5.0
 
 MERGED_DEPTH_MAX: Final = 1_000
 """Deepest row of a window of a board of several partitions: each is read from its first row on."""
+
+
+def no_names(_: Iterable[str]) -> Mapping[str, str]:
+    """Return no names: those of a process without a database."""
+    return NO_NAMES
 
 
 class WatchedWindow:
@@ -108,11 +116,15 @@ class BoardWindows:
         return [span for span in self._by_span if span.offset < TOP.rows]
 
     def apply(
-        self, top: Window, read: Iterable[tuple[Span, Window]], now_s: float
+        self,
+        top: Window,
+        read: Iterable[tuple[Span, Window]],
+        now_s: float,
+        known: KnownNames = no_names,
     ) -> Sequence[BoardState]:
         """Take what was read with the top; return the state of each window that has changed.
 
-        ``now_s`` is the time for which ``to_read`` was called.
+        ``now_s`` is the time for which ``to_read`` was called, ``known`` returns the names of users.
         """
         at_ms = now_ms()
         changed: list[BoardState] = []
@@ -122,9 +134,20 @@ class BoardWindows:
             found = self._by_span.get(span)
             if found is None:
                 continue
-            if found.state.apply(window, at_ms) is ReadResult.CHANGED:
+            names = known(row.user_id for row in window.rows)
+            if found.state.apply(window, at_ms, names) is ReadResult.CHANGED:
                 changed.append(found.state)
             found.first_read.set()
         if now_s >= self.due_at_s and not missing:
             self._seen, self.due_at_s = top.positions, now_s + SAMPLE_S
         return changed
+
+    def rename(self, known: KnownNames) -> Sequence[BoardState]:
+        """Add the names known now; return the state of each window whose names have changed."""
+        states = [window.state for window in self._by_span.values()]
+        return [state for state in states if state.rename(known(state.user_ids))]
+
+    @property
+    def user_ids(self) -> frozenset[str]:
+        """The users of all windows."""
+        return frozenset[str]().union(*(one.state.user_ids for one in self._by_span.values()))

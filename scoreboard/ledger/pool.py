@@ -55,7 +55,7 @@ _QUOTED_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
 POSTGRES_UP: Final = state_gauge(
     "postgres_up",
     "1 if PostgreSQL answered the last query that this process made to measure it",
-    normal="1; NaN in an api without DATABASE_URL",
+    normal="1; NaN in an api without DATABASE_URL, and in a streamer without a login",
 )
 _log = get_logger(__name__)
 

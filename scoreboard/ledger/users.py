@@ -19,6 +19,7 @@ from scoreboard.model import user_uuid
 from scoreboard.runtime import resources
 
 _SELECT_PROFILES: Final = resources.query("select_public_profiles")
+_SELECT_NAMES: Final = resources.query("select_names")
 _SELECT_USER: Final = resources.query("select_user")
 _SEARCH_USERS: Final = resources.query("search_users")
 _SELECT_USER_BOARDS: Final = resources.query("select_user_boards")
@@ -146,6 +147,17 @@ async def select_public_profiles(
         parameters = {"user_ids": list(user_ids)}
         rows = await (await connection.execute(_SELECT_PROFILES, parameters)).fetchall()
     return {user_id: PublicProfile(name, metadata) for user_id, name, metadata in rows}
+
+
+async def select_names(connection: Connection, user_ids: Sequence[str]) -> dict[str, PublicProfile]:
+    """Read the names of users, for a login that may not read more; users without are left out.
+
+    Raises DatabaseUnavailable.
+    """
+    async with translate_errors():
+        parameters = {"user_ids": list(user_ids)}
+        rows = await (await connection.execute(_SELECT_NAMES, parameters)).fetchall()
+    return {user_id: PublicProfile(name, None) for user_id, name in rows}
 
 
 async def select_user(connection: Connection, user_id: str, *, scores: str) -> User:

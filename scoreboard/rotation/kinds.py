@@ -28,7 +28,13 @@ class Kind(StrEnum):
 
 
 SECRETS: Final[Mapping[Kind, Sequence[str]]] = {
-    Kind.DB: ("api/database", "flusher/database", "operator/database", "rotator/database"),
+    Kind.DB: (
+        "api/database",
+        "streamer/database",
+        "flusher/database",
+        "operator/database",
+        "rotator/database",
+    ),
     Kind.REDIS: ("api/redis", "streamer/redis", "flusher/redis", "operator/redis", "rotator/redis"),
     Kind.KONG: ("kong/counters", "rotator/counters"),
 }

@@ -421,6 +421,5 @@ async def connect(installation: Installation, service: str) -> None:
         assert await client.ping()
     finally:
         await client.aclose()
-    if service != "streamer":
-        connection = await pool.connect(settings, name=service)
-        await connection.close()
+    connection = await pool.connect(settings, name=service)
+    await connection.close()

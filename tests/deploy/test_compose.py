@@ -225,7 +225,7 @@ def test_every_service_starts_with_its_environment(service: str) -> None:
         folder = f"/var/lib/scoreboard/secrets/{login}"
         assert settings.secrets == "file"
         assert settings.redis_secret == f"{folder}/redis"
-        assert settings.database_secret == ("" if login == "streamer" else f"{folder}/database")
+        assert settings.database_secret == f"{folder}/database"
     if service != "flusher":
         assert settings.issuer
         assert settings.jwks_url

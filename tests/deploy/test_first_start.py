@@ -296,7 +296,7 @@ def test_two_installations_have_different_passwords(
         for path in tmp_path.glob("*/*")
         if "." not in path.name or path.suffix == ".json"
     ]
-    assert len(names) == 19
+    assert len(names) == 20
     for name in names:
         assert (tmp_path / name).read_text() != (installation.secrets / name).read_text(), name
 

@@ -618,7 +618,7 @@ def test_files_of_secrets_are_mounted_where_settings_name_them(dev: Installation
                 secret = container.mounts()[folder]["secret"]["secretName"]
                 assert key in dev.get("Secret", secret)["data"], path
                 named += 1
-    assert named == 11
+    assert named == 12
 
 
 def test_a_pod_mounts_the_secrets_of_its_own_service_only(dev: Installation) -> None:
@@ -626,7 +626,7 @@ def test_a_pod_mounts_the_secrets_of_its_own_service_only(dev: Installation) -> 
         "api": {"api"}, "streamer": {"streamer"}, "flusher": {"flusher"}, "kong": {"kong"},
         "operator": {"operator"}, "open": {"operator"}, "valkey": {"valkey"},
         "valkey-counters": {"counters"}, "postgres": {"postgres"}, "oauth": set(),
-        "migrate": {"owner", "api", "flusher", "operator", "rotator", "monitor"},
+        "migrate": {"owner", "api", "streamer", "flusher", "operator", "rotator", "monitor"},
     }  # fmt: skip
     for workload in dev.workloads:
         text = json.dumps(template_of(workload)["spec"])

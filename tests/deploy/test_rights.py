@@ -53,7 +53,11 @@ def test_updates_and_reads_work_with_the_deployed_rights(deployed: Deployed) -> 
 
         def shows_both() -> bool:
             message = json.loads(viewer.recv(timeout=30))
-            return [row["userId"] for row in message["leaderboard"]] == ["bob", "alice"]
+            rows = message.get("leaderboard", [])
+            return [(row["userId"], row.get("name")) for row in rows] == [
+                ("bob", None),
+                ("alice", "Alice"),
+            ]
 
         eventually(shows_both)
     board = deployed.ask("/api/scores/leaderboard?names=true")["leaderboard"]
@@ -383,6 +387,15 @@ API_REFUSED = [
     "UPDATE users SET name = 'x'",
     "CREATE TEMP TABLE mine (id INT)",
 ]
+STREAMER_REFUSED = [
+    "SELECT metadata FROM users",
+    "SELECT created_at FROM users",
+    "SELECT 1 FROM score_events",
+    "SELECT 1 FROM seasons",
+    "SELECT 1 FROM ledger_partitions",
+    "SELECT 1 FROM boards",
+    "SELECT 1 FROM schema_compatibility",
+]
 FLUSHER_REFUSED = [
     "SELECT email FROM users",
     "SELECT name FROM users",
@@ -402,8 +415,9 @@ FLUSHER_REFUSED = [
 @pytest.mark.parametrize(
     ("role", "statement"),
     [
-        *((role, one) for role in ("api", "flusher", "operator") for one in REFUSED_TO_ALL),
-        *(("api", one) for one in API_REFUSED),
+        *((role, one) for role in SERVICES for one in REFUSED_TO_ALL),
+        *((role, one) for role in ("api", "streamer") for one in API_REFUSED),
+        *(("streamer", one) for one in STREAMER_REFUSED),
         *(("flusher", one) for one in FLUSHER_REFUSED),
         ("operator", "UPDATE dead_events SET raw = ''"),
         ("operator", "UPDATE rejected_events SET delta = 1"),
@@ -549,7 +563,7 @@ def set_password(rotator: psycopg.Connection[Any], login: str, password: str | N
     rotator.execute("SELECT set_login_password(%s, %s)", (login, verifier))
 
 
-@pytest.mark.parametrize("service", ["api", "flusher", "operator", "rotator"])
+@pytest.mark.parametrize("service", [*SERVICES, "rotator"])
 def test_the_rotator_sets_and_removes_passwords_of_logins(
     deployed: Deployed, rotator: psycopg.Connection[Any], service: str
 ) -> None:
@@ -688,7 +702,7 @@ def test_functions_of_the_rotator_ignore_its_temporary_objects(
         deployed.owner.execute("REVOKE TEMPORARY ON DATABASE scoreboard FROM scoreboard_rotator")
 
 
-@pytest.mark.parametrize("role", ["api", "flusher", "operator"])
+@pytest.mark.parametrize("role", SERVICES)
 @pytest.mark.parametrize(
     "statement",
     ["SELECT set_login_password('scoreboard_api_b', NULL)",

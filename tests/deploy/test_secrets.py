@@ -32,7 +32,7 @@ from tests.support.servers.rights import load_script
 DOCKER = ROOT / "deploy/docker"
 SECRETS = "/var/lib/scoreboard/secrets"
 STORED = "/var/lib/scoreboard/"
-DATABASE_SERVICES = ("api", "flusher", "operator", "rotator")
+DATABASE_SERVICES = ("api", "streamer", "flusher", "operator", "rotator")
 script: Any = load_script(DOCKER / "bootstrap.py")
 oauth_key: Any = load_script(DOCKER / "oauth_key.py")
 
@@ -83,7 +83,7 @@ def test_a_restarted_container_needs_no_one_shot_service(service: str, stored: P
 
 def test_the_files_that_are_read_are_found_by_the_test_above() -> None:
     assert {name: len(files_read(name)) for name in RESTARTED} == {
-        "api": 2, "admin": 4, "streamer": 1, "flusher": 2, "kong": 2, "kong-sync": 2, "seed": 0,
+        "api": 2, "admin": 4, "streamer": 2, "flusher": 2, "kong": 2, "kong-sync": 2, "seed": 0,
         "valkey": 1, "valkey-counters": 1, "postgres": 1, "oauth": 1, "moto": 0,
         "prometheus": 0, "alertmanager": 0, "grafana": 0,
         "redis-exporter": 1, "postgres-exporter": 1,
@@ -408,7 +408,7 @@ def write_old_layout(root: Path) -> None:
     (root / "counters/users.acl").write_text("user kong on >old-kong -@all +ping\n")
 
 
-NEW = {"rotator", "monitor", "replica", "cluster"}
+NEW = {"rotator", "monitor", "replica", "cluster", "streamer/database"}
 """What that version did not have."""
 
 
@@ -425,7 +425,8 @@ def test_an_upgrade_takes_passwords_over(tmp_path: Path) -> None:
     for service, kinds in script.LOGINS.items():
         for kind in kinds:
             found = password(f"{service}/{kind}")
-            assert (found == f"old-{service}") is (service not in NEW), service
+            is_new = bool(NEW & {service, f"{service}/{kind}"})
+            assert (found == f"old-{service}") is not is_new, service
     for folder, kind in (("valkey", "redis"), ("counters", "counters")):
         for name, line in script.users_in((tmp_path / folder / "users.acl").read_text()).items():
             if name not in {"default", "health"}:
@@ -506,7 +507,9 @@ def test_an_upgrade_adds_what_postgresql_lacks_and_changes_no_password(database:
     assert done.returncode == 0, done.stderr
     after = database.verifiers()
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"scoreboard_rotator_a", "scoreboard_rotator_b"}
+    assert set(after) - set(before) == {
+        f"scoreboard_{role}_{letter}" for role in ("rotator", "streamer") for letter in "ab"
+    }
     for service in DATABASE_SERVICES:
         assert database.can_log_in(f"{service}/database"), service
     assert database.roles().returncode == 0

@@ -201,7 +201,7 @@ def test_a_unit_is_hardened(unit: str) -> None:
 # A real systemd ---------------------------------------------------------------------------------
 
 PASSWORD = "first"
-GROUPS = {"api": 2, "streamer": 1, "flusher": 2, "operator": 2, "rotator": 2}
+GROUPS = {"api": 2, "streamer": 2, "flusher": 2, "operator": 2, "rotator": 2}
 """Owners of secrets, and how many they have: of Redis, and of PostgreSQL."""
 
 

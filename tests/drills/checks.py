@@ -17,7 +17,7 @@ from tests.support.servers.rights import as_user
 
 LOGINS = (
     *((name, "redis") for name in (*SERVICES, "operator", "rotator")),
-    *((name, "database") for name in ("api", "flusher", "operator", "rotator")),
+    *((name, "database") for name in ("api", "streamer", "flusher", "operator", "rotator")),
 )
 
 TRANSACTION_S = 2.0

@@ -8,8 +8,8 @@ import httpx
 import psycopg
 import pytest
 
-from api.endpoints import name_cache
-from api.endpoints.name_cache import WAIT_S, WAITING_MAX
+from scoreboard.ledger import name_cache
+from scoreboard.ledger.name_cache import WAIT_S, WAITING_MAX
 from tests.support.data.ledger import Counted, write_history
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy, Proxy

@@ -6,9 +6,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from api.endpoints import name_cache
 from api.endpoints.static_files import find_files
 from scoreboard.errors import SettingInvalid
+from scoreboard.ledger import name_cache
 from scoreboard.model import user_uuid
 from tests.support.servers.api import LEADERBOARD_PATH, StartApi
 

@@ -19,8 +19,8 @@ import redis.asyncio as aioredis
 from api.endpoints import board_reader
 from api.endpoints.board_reader import BoardReader
 from api.endpoints.event_streams import EventStreams
-from api.endpoints.name_cache import NameCache
 from scoreboard.broadcast.watcher import BoardWatcher
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.model import Action, Board, Layout, Partition, Window
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import REGISTRY

@@ -96,8 +96,8 @@ async def _change(session: Session, board: str, crowd: Viewers) -> None:
     await asyncio.sleep(ARRIVE_S)
     found = Measurement(load.measurement.window)
     for (before, seq), times in crowd.arrivals.items():
-        # The first board of a viewer is not of a change.
-        oldest_s = sent_s.get(before + 1) if before >= 0 else None
+        # The first board of a viewer is not of a change, nor is the same board with other names.
+        oldest_s = sent_s.get(before + 1) if 0 <= before < seq else None
         for at_s in times if oldest_s is not None else ():
             found.record(seq, oldest_s or 0.0, at_s, "ok")
     found.outcomes.update(crowd.outcomes)

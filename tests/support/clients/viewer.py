@@ -24,7 +24,7 @@ from typing import Any, Self
 import pytest
 
 from scoreboard.model import DEFAULT_RULES, Action, Board, Rules
-from scoreboard.runtime.settings import PREFIX, Settings, load
+from scoreboard.runtime.settings import PREFIX, UNPREFIXED, Settings, load
 from scoreboard.store.client import make_client
 from scoreboard.store.dispatcher import Dispatcher
 from scoreboard.store.store import Store
@@ -338,8 +338,9 @@ def streamer_settings(redis_url: str, **more: object) -> Settings:
         "SCOREBOARD_NEW_VIEWERS_BURST": "10000",
         "SCOREBOARD_DRAIN_S": "0.5",
     }
-    for name, value in more.items():
-        environ[PREFIX + name.upper()] = str(value)
+    for field_name, value in more.items():
+        name = UNPREFIXED.get(field_name, PREFIX + field_name.upper())
+        environ[name] = str(value)
     return load(environ)
 
 

@@ -39,14 +39,9 @@ class Deployed:
 
     def environment(self, name: str) -> dict[str, str]:
         """Return the URLs with the user and the role of a service."""
-        database = (
-            as_user(self.system.postgres.url, f"scoreboard_{name}_a", PASSWORD)
-            if name != "streamer"
-            else ""
-        )
         return {
             "REDIS_URL": as_user(self.system.valkey.url, name, PASSWORD),
-            "DATABASE_URL": database,
+            "DATABASE_URL": as_user(self.system.postgres.url, f"scoreboard_{name}_a", PASSWORD),
         }
 
     def run(self, *arguments: str) -> str:

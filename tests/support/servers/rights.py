@@ -18,7 +18,7 @@ from cli.embedded.postgres_cluster import server_environment
 
 DOCKER = Path(__file__).parents[3] / "deploy" / "docker"
 REDIS_USERS = ("api", "streamer", "flusher", "operator", "rotator")
-DATABASE_USERS = ("api", "flusher", "operator", "rotator")
+DATABASE_USERS = ("api", "streamer", "flusher", "operator", "rotator")
 
 
 def load_script(path: Path) -> Any:

@@ -17,7 +17,7 @@ from tests.support.servers.system import System
 USERS = {
     "api": "scoreboard_api",
     "flusher": "scoreboard_flusher",
-    "streamer": None,
+    "streamer": "scoreboard_streamer",
     "operator": "scoreboard_operator",
 }
 """Users of Redis by service, and the role of PostgreSQL whose two logins the service has."""

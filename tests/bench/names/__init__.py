@@ -1,0 +1,1 @@
+"""What names in the messages to viewers cost."""
