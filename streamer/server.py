@@ -36,6 +36,7 @@ from streamer import metrics
 from streamer.fanout.frame_tracing import FrameTracing
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
+from streamer.fanout.place_sampler import PlaceSampler
 from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
 from streamer.handshake.opening import OpeningHandshake
 
@@ -93,6 +94,8 @@ class Streamer:
             directory=BoardDirectory(settings, BoardList(self._client)),
             on_traced=self._frames.board_traced if self._frames else None,
         )
+        manager = self.manager
+        self._sampler = PlaceSampler(settings, manager.places, manager.users_watched, manager.hub)
         self.is_draining = False
         self._listening = Acceptor()
 
@@ -122,6 +125,7 @@ class Streamer:
             self.manager.use(tasks, self.watcher)
             tasks.create_task(self.verifier.run())
             tasks.create_task(self.watcher.run())
+            tasks.create_task(self._sampler.run())
             tasks.create_task(refresh_secrets())
             tasks.create_task(self._sweep())
             tasks.create_task(self._run_timers())
@@ -231,6 +235,7 @@ def register_gauges(manager: ConnectionManager) -> None:
     metrics.CONNECTIONS["other"].set_function(
         lambda: len(manager.connections) - manager.admission.viewers
     )
+    metrics.WATCHED_USERS.set_function(lambda: manager.places.count)
     metrics.ACK_PACED.set_function(
         lambda: sum(connection.is_ack_paced for connection in manager.connections)
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from scoreboard.model import BoardName, Row, SeasonId
+from scoreboard.model import BoardName, Row, SeasonId, UserId
 
 WS_PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"
@@ -36,6 +36,7 @@ ExpiryS = Annotated[
     int, Meta(ge=0, description="Time at which the token expires, in seconds since 1970 UTC.")
 ]
 DelayMs = Annotated[int, Meta(ge=0, description="Milliseconds.")]
+Distance = Annotated[int, Meta(ge=0, description="Difference of two scores.")]
 PartitionNumber = Annotated[int, Meta(ge=0, description="Number of a partition of the board.")]
 
 StaleReason = Literal["unreachable", "uninitialised", "rewound"]
@@ -67,6 +68,27 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     seq: Seq
     at: AtMs
     exp: ExpiryS | UnsetType = UNSET
+
+
+class Place(Message, frozen=True, kw_only=True, tag="place"):
+    """A watched user's place, when it changed; null and no rows for one without a score."""
+
+    board: BoardName
+    epoch: Epoch
+    seq: Seq
+    at: AtMs
+    user_id: UserId
+    rank: Annotated[int, Meta(ge=1)] | None
+    score: int | None
+    total: Annotated[int, Meta(ge=0, description="Users of the board.")]
+    to_next: Distance | UnsetType = UNSET
+    """Points to the row directly ahead; absent at rank 1."""
+    to_top: Distance | UnsetType = UNSET
+    """Points to rank 10; absent within the top 10."""
+    above: tuple[Row, ...]
+    """Up to two rows directly ahead, best first."""
+    below: tuple[Row, ...]
+    """Up to two rows directly behind, best first."""
 
 
 class Status(Message, frozen=True, tag="status"):

@@ -13,6 +13,9 @@ from msgspec import UNSET, UnsetType
 from scoreboard.broadcast.messages import Leaderboard, StaleReason, Status
 from scoreboard.model import Window
 
+Positions = tuple[tuple[int, int], ...]
+"""The (epoch, seq) of each partition."""
+
 
 class ReadResult(Enum):
     """How a read compares with the last accepted one."""
@@ -51,7 +54,7 @@ class BoardState:
         self.accepted_at_s = 0.0
         """When Redis accepted the newest change of ``message`` (loop time); 0 if not known."""
         self._changed_ms: int | None = None
-        self._positions: tuple[tuple[int, int], ...] = ()
+        self._positions: Positions = ()
 
     @property
     def status(self) -> Status:
@@ -74,7 +77,7 @@ class BoardState:
         epoch is always CHANGED, because viewers compare ``seq`` within an epoch.
         """
         positions = window.positions or ((window.epoch, window.seq),)
-        if self._is_older(positions):
+        if is_older(positions, self._positions):
             return ReadResult.REWOUND
         self._positions = positions
         held = self.message
@@ -103,12 +106,17 @@ class BoardState:
         self.accepted_at_s = asked_at_s - age_s if is_newer else 0.0
         self._changed_ms = window.changed_ms
 
-    def _is_older(self, positions: tuple[tuple[int, int], ...]) -> bool:
-        if len(positions) != len(self._positions):
-            # The number of partitions changed: only the sums of the epochs are comparable.
-            epochs = sum(epoch for epoch, _ in positions)
-            return bool(self._positions) and epochs <= sum(epoch for epoch, _ in self._positions)
-        return any(new < old for new, old in zip(positions, self._positions, strict=True))
+
+def is_older(positions: Positions, than: Positions) -> bool:
+    """Return whether a read is older than another one; ``than`` is empty if there is none.
+
+    A position is the (epoch, seq) of a partition.
+    """
+    if len(positions) != len(than):
+        # The number of partitions changed: only the sums of the epochs are comparable.
+        epochs = sum(epoch for epoch, _ in positions)
+        return bool(than) and epochs <= sum(epoch for epoch, _ in than)
+    return any(new < old for new, old in zip(positions, than, strict=True))
 
 
 def _season_of(window: Window) -> tuple[str | UnsetType, int | UnsetType]:

@@ -19,7 +19,7 @@ from scoreboard.broadcast.close_codes import CloseCode
 from scoreboard.errors import Malformed
 from scoreboard.runtime.settings import Settings
 from streamer import metrics
-from streamer.protocol import Auth, Sync, decode
+from streamer.protocol import Received, Sync, decode
 
 CHUNK_BYTES: Final = 1024
 """Size of the parser's input: 1 KiB of the smallest frames takes 0.6 ms, 256 KB of them 160 ms."""
@@ -88,7 +88,7 @@ class MessageReader:
         self._malformed = 0
         self._synced_at_s = float("-inf")
 
-    def receive(self, frame: Frame, now_s: float) -> Auth | Sync | None:
+    def receive(self, frame: Frame, now_s: float) -> Received | None:
         """Process a frame; return the message that it completes.
 
         Raises FrameError if the connection must fail, Malformed for an unreadable message while
@@ -102,7 +102,7 @@ class MessageReader:
             metrics.INBOUND[_TYPES[frame.opcode], verdict].inc()
         return message
 
-    def _process(self, frame: Frame, now_s: float) -> Auth | Sync | None:
+    def _process(self, frame: Frame, now_s: float) -> Received | None:
         if not self._bucket.take(now_s):
             raise FrameError(CloseCode.RATE_LIMITED, "too many frames")
         if frame.opcode is Opcode.BINARY:

@@ -13,6 +13,7 @@ import asyncio
 import fcntl
 import struct
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, cast
 
@@ -29,13 +30,14 @@ from scoreboard.broadcast.messages import (
     now_ms,
 )
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError
+from scoreboard.model import is_identifier
 from scoreboard.runtime.audit import audit_refusal
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.security.access import can_read
 from scoreboard.security.tokens import Caller
 from streamer import metrics
 from streamer.connection.flow_control import KEEPALIVE_FRAME, FlowControl
-from streamer.connection.framing import close_frame, text_frame
+from streamer.connection.framing import close_frame, ping_frame, text_frame
 from streamer.connection.inbound import (
     CHUNK_BYTES,
     FrameError,
@@ -46,10 +48,16 @@ from streamer.connection.inbound import (
 from streamer.connection.token_session import TokenSession
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
-from streamer.protocol import Auth, Sync
+from streamer.fanout.places import PlaceWatch
+from streamer.protocol import Auth, Received, Sync, Watch
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """Maximum time for a viewer to answer a close frame."""
+
+PLACES_ACK: Final = b"p"
+"""The payload of the ping behind places; no other ping of a viewer waits at the same time."""
+
+PLACES_PING: Final = ping_frame(PLACES_ACK)
 
 AGE_SPREAD: Final = 0.25
 _SIOCOUTQNSD: Final = 0x894B
@@ -76,6 +84,7 @@ class Viewer(asyncio.Protocol):
         "_sent_status",
         "_session",
         "_transport",
+        "_watch",
         "index",
         "slot",
     )
@@ -108,6 +117,7 @@ class Viewer(asyncio.Protocol):
         self._flow = FlowControl(settings, now_s)
         self._expires_at_s = now_s + jitter(settings.viewer_age_s, AGE_SPREAD)
         self._deadline_s = 0.0
+        self._watch: PlaceWatch | None = None
         # Created on demand: most viewers send nothing but pongs.
         self._parser: Parser | None = None
         self._reader: MessageReader | None = None
@@ -130,6 +140,7 @@ class Viewer(asyncio.Protocol):
         manager.admission.viewers += 1
         self._transport.write(response + channel.frame)
         self.push()
+        self._watch_itself()
         manager.wheel.schedule(self, self._next_deadline_s())
         if received:
             self.data_received(received)
@@ -166,6 +177,26 @@ class Viewer(asyncio.Protocol):
         """Write a heartbeat, unless this viewer cannot take data."""
         if not self._flow.is_held:
             self._transport.write(frame)
+
+    # Called for the users that it watches.
+
+    def push_places(self) -> bool:
+        """Write the places that this viewer lacks; return False if it cannot take data."""
+        watch, flow = self._watch, self._flow
+        if watch is None:
+            return True
+        if flow.is_held:
+            return False
+        frames = watch.take()
+        if frames and flow.is_ack_paced:
+            manager = self._manager
+            now_s = manager.clock()
+            flow.await_pong(PLACES_ACK, now_s)
+            manager.wheel.schedule(self, now_s + manager.settings.slow_viewer_s)
+            frames += PLACES_PING
+        if frames:
+            self._transport.write(frames)
+        return True
 
     @property
     def is_ack_paced(self) -> bool:
@@ -212,6 +243,7 @@ class Viewer(asyncio.Protocol):
         self._flow.resume()
         if self._is_open:
             self.push()
+            self.push_places()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         """Release everything, once."""
@@ -359,6 +391,9 @@ class Viewer(asyncio.Protocol):
         if self.index >= 0:
             self._channel.remove(self)
             self._manager.admission.viewers -= 1
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
         self._deadline_s = self._manager.clock() + CLOSE_TIMEOUT_S
         self._manager.wheel.schedule(self, self._deadline_s)
 
@@ -379,6 +414,7 @@ class Viewer(asyncio.Protocol):
             return False
         if self._is_open:
             self.push()
+            self.push_places()
         return True
 
     def _handle_frame(self, frame: Frame) -> None:
@@ -399,12 +435,32 @@ class Viewer(asyncio.Protocol):
             if message is not None and self._is_open:
                 self._handle_message(message, now_s)
 
-    def _handle_message(self, message: Auth | Sync, now_s: float) -> None:
-        if isinstance(message, Sync):
-            self._sent_frame = b""
-            self.push()
-        else:
-            self._renew(message.token, now_s)
+    def _handle_message(self, message: Received, now_s: float) -> None:
+        match message:
+            case Sync():
+                self._sent_frame = b""
+                self.push()
+            case Watch():
+                if not self._watch_users(message.user_ids):
+                    self._send(Problem("too-many-watched", "This server watches too many users"))
+            case Auth():
+                self._renew(message.token, now_s)
+
+    def _watch_itself(self) -> None:
+        """Watch the user of the token, if its subject can be one."""
+        session = self._session
+        if session is not None and is_identifier(session.caller.subject):
+            self._watch_users((session.caller.subject,))
+
+    def _watch_users(self, user_ids: Sequence[str]) -> bool:
+        """Watch these users and no others; return False if the process watches too many."""
+        watch = self._watch or PlaceWatch(self._manager.places, self)
+        if not watch.replace(self._channel.board, user_ids):
+            metrics.WATCHES_REFUSED.inc()
+            return False
+        self._watch = watch
+        self.push_places()
+        return True
 
     def _renew(self, token: str, now_s: float) -> None:
         session = self._session

@@ -17,12 +17,13 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "reference" / "websocket.md").read
 SENT = (
     messages.Leaderboard,
     messages.Heartbeat,
+    messages.Place,
     messages.Status,
     messages.AuthExpiring,
     messages.Problem,
     messages.Bye,
 )
-RECEIVED = (protocol.Auth, protocol.Sync)
+RECEIVED = (protocol.Auth, protocol.Sync, protocol.Watch)
 
 
 def tags(types: tuple[type, ...]) -> set[str]:
