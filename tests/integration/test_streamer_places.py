@@ -553,6 +553,7 @@ async def test_an_older_state_of_the_board_is_not_sent(
         await place_where(viewer, "user12", score=5)
 
 
+@pytest.mark.one_server
 @pytest.mark.usefixtures("quick")
 async def test_nothing_is_sent_without_redis_and_changed_places_when_it_is_back(
     start_streamer: StartStreamer,
