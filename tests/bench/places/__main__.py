@@ -50,8 +50,8 @@ SETTLE_S = 2.5
 
 VARIANTS = ("without places", "with places")
 METRICS = (
-    ("streamer CPU", "ms/s", "streamer_ms_per_s"),
-    ("Redis CPU", "ms/s", "redis_ms_per_s"),
+    ("streamer CPU", "%", "streamer_percent"),
+    ("Redis CPU", "%", "redis_percent"),
     ("writing a frame", "µs", "frame_us"),
     ("frame sent p50", "ms", "frame_p50_ms"),
     ("frame sent p99", "ms", "frame_p99_ms"),
@@ -233,8 +233,8 @@ def measure(
             process.close()
     grown = {name: after[name] - before.get(name, 0.0) for name in after}
     figures = {
-        "streamer_ms_per_s": used_s / elapsed_s * 1000,
-        "redis_ms_per_s": redis_s / elapsed_s * 1000,
+        "streamer_percent": used_s / elapsed_s * 100,
+        "redis_percent": redis_s / elapsed_s * 100,
     }
     if top_per_s:
         shown_ms = [(at_s - sent[seq]) * 1000 for seq, at_s, _ in seen if seq in sent]
@@ -260,12 +260,12 @@ def measure(
 
 def cost_of_places(without: Figures, with_places: Figures) -> Figures:
     """Return what the places of one round cost: the difference of both variants."""
-    streamer = with_places["streamer_ms_per_s"] - without["streamer_ms_per_s"]
-    redis_ms = with_places["redis_ms_per_s"] - without["redis_ms_per_s"]
+    streamer_ms = (with_places["streamer_percent"] - without["streamer_percent"]) * 10
+    redis_ms = (with_places["redis_percent"] - without["redis_percent"]) * 10
     ticks, reads = with_places["ticks_per_s"], with_places["reads_per_s"]
     return with_places | {
-        "streamer_ms_per_tick": max(0.0, streamer / ticks),
-        "streamer_us_per_read": max(0.0, streamer / reads * 1000),
+        "streamer_ms_per_tick": max(0.0, streamer_ms / ticks),
+        "streamer_us_per_read": max(0.0, streamer_ms / reads * 1000),
         "redis_ms_per_tick": max(0.0, redis_ms / ticks),
         "redis_us_per_read": max(0.0, redis_ms / reads * 1000),
     }
