@@ -413,7 +413,7 @@ async def test_a_change_among_a_hundred_thousand_is_seen_within_twelve_tenths_of
     choose = random.Random(1)
     async with playing(running.settings) as submit:
         for number in range(8):
-            await asyncio.sleep(choose.random())  # any time of a tick
+            await asyncio.sleep(choose.random())  # pace: any time of a tick
             began_s = time.monotonic()
             await submit("user050000", 1)
             place = await place_where(viewer, "user050000", score=650_001 + number)
@@ -579,6 +579,33 @@ async def test_nothing_is_sent_without_redis_and_changed_places_when_it_is_back(
     await place_where(viewer, "user12", score=886)
     await place_where(late, "user13", rank=13)
     assert [place["score"] for place in places(viewer, "user12")] == [880, 886]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_an_unreadable_board_ends_nothing_and_its_places_follow(
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, redis_url: str
+) -> None:
+    running = await start_streamer(scores=TWENTY)
+    golf = Board("golf")
+    await open_board(running.store, golf, scores=[("user12", 77)])
+    await running.store.write_boards([Board(), golf])
+    viewer = await connect(running.port, token=make_token("user12"))
+    other = await connect(running.port, f"{PATH}?board=golf", token=make_token("user12"))
+    await place_where(viewer, "user12", rank=12)
+    await place_where(other, "user12", rank=1)
+    async with aioredis.Redis.from_url(redis_url) as client:
+        scores = await client.zrange(KEYS.board, 0, -1, withscores=True)
+        await client.set(KEYS.board, "no sorted set")
+        await client.hincrby(KEYS.meta, "seq", 1)
+        failing = running.streamer.manager.places.boards["main"]
+        await eventually_async(lambda: failing.is_failing)
+        async with playing(running.settings) as submit:
+            await submit("user12", 1, board="golf")
+        await place_where(other, "user12", score=78)
+        await client.unlink(KEYS.board)
+        await client.zadd(KEYS.board, {user: score for user, score in scores if user != b"user01"})
+        await client.hincrby(KEYS.meta, "seq", 1)
+    await place_where(viewer, "user12", rank=11)
 
 
 @pytest.mark.usefixtures("quick")

@@ -26,7 +26,8 @@ class Viewer:
 
 
 def place(seq: int, **fields: Any) -> Place:
-    return Place(**{"epoch": 1, "seq": seq, "total": 1000, "rank": 20, "score": 100} | fields)
+    found = Place(epoch=1, seq=seq, total=1000, rank=20, score=100)
+    return msgspec.structs.replace(found, **fields)
 
 
 def books(limit: int = 100) -> tuple[Places, list[int]]:
