@@ -546,9 +546,13 @@ async def test_an_older_state_of_the_board_is_not_sent(
     async with aioredis.Redis.from_url(redis_url) as client:
         await client.zadd(KEYS.board, {"user12": pack(5, SLOT_COUNT - 1)})
         await client.hincrby(KEYS.meta, "seq", -1)
+        late = await connect(running.port, token=make_token("user13"))
+        await late.next("leaderboard")
         await ticks()
-        await read_all(viewer)
+        for one in (viewer, late):
+            await read_all(one)
         assert [one["score"] for one in places(viewer, "user12")][-1] == 886
+        assert not places(late, "user13")
         await client.hincrby(KEYS.meta, "epoch", 1)
         await place_where(viewer, "user12", score=5)
 
