@@ -1,9 +1,9 @@
 """Read the places of watched users: once a second, where the board has changed.
 
-All users of a board are read in calls of up to 64, one after the other, over connections of their
-own: neither Redis nor the event loop is held for longer than a call takes, and reads of boards
-never wait for places. Notifications tell of the first ten rows only, so each tick first reads a
-board's position, with the row of rank 10.
+The users of a board are read in calls of up to 64, of which two are under way, over connections of
+their own: neither Redis nor the event loop is held for longer than these take, and reads of boards
+never wait for a connection. Notifications tell of the first ten rows only, so each tick first reads
+a board's position, with the row of rank 10.
 
 Invariants: ticks do not overlap; a board that cannot be read, or that is stale, gets no places, and
 the next tick tries again; an older state of a board is never sent.
@@ -40,6 +40,9 @@ NEW_PAUSE_S: Final = 0.01
 READERS: Final = 2
 """Boards that a tick reads at the same time."""
 
+CALLS: Final = 2
+"""Calls for users of one board at the same time: one is read while Redis works on the next."""
+
 AROUND: Final = 2
 """Rows on either side of a place."""
 
@@ -60,7 +63,9 @@ class PlaceSampler:
         settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
         )
-        self._client = make_client(settings, name="streamer-places", connections=READERS + 1)
+        self._client = make_client(
+            settings, name="streamer-places", connections=READERS * CALLS + 1
+        )
         self._store = Boards(self._client)
 
     async def run(self) -> None:
@@ -113,10 +118,27 @@ class PlaceSampler:
         users = board.due(top.positions)
         # On a board of several partitions each user costs a read of each.
         most = max(BATCH_MAX // len(top.positions), USERS_LEAST)
-        for start in range(0, len(users), most):
-            if not await self._read(board, users[start : start + most], top):
-                return
-        board.positions = top.positions
+        parts = [users[start : start + most] for start in range(0, len(users), most)]
+        if len(parts) == 1:
+            is_complete = await self._read(board, parts[0], top)
+        else:
+            left = iter(parts)
+            async with asyncio.TaskGroup() as tasks:
+                reading = [
+                    tasks.create_task(self._read_parts(board, left, top)) for _ in parts[:CALLS]
+                ]
+            is_complete = all(task.result() for task in reading)
+        if is_complete:
+            board.positions = top.positions
+
+    async def _read_parts(
+        self, board: WatchedPlaces, parts: Iterator[Sequence[WatchedUser]], top: Window
+    ) -> bool:
+        """Read users part by part, until none is left or one could not be read."""
+        for users in parts:
+            if not await self._read(board, users, top):
+                return False
+        return True
 
     async def _look(self, board: WatchedPlaces) -> Window | None:
         """Read the position of a board and its row of rank 10; None if it has no place to send."""
