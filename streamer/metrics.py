@@ -95,6 +95,12 @@ SWEEP: Final = histogram(
     VIEWER_BUCKETS,
     normal="below 0.01, the limit of a turn and its last viewers",
 )
+SWEEP_CPU: Final = counter(
+    "ws_sweep_cpu_seconds_total",
+    "CPU time spent writing messages to viewers of boards",
+    unit="s",
+    normal="below 0.5 a second; with ws_frames_sent_total the cost of a frame, 5 to 10 µs",
+)
 CHANGE_TO_WRITE: Final = histogram(
     "ws_change_to_write_seconds",
     "Time from a change's notification to the end of each turn that writes it",

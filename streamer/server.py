@@ -178,6 +178,7 @@ class Streamer:
                 channels = manager.hub.run_turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
                 now_s, used_s = clock(), time.thread_time() - cpu_s
                 metrics.SWEEP.observe(now_s - started_at_s)
+                metrics.SWEEP_CPU.inc(used_s)
                 for channel in channels:
                     _observe_delays(channel, now_s)
                     channel.note_turn(now_s, used_s)
