@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models clients-js nodes lambda bench soak loadtest
+.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-places bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models clients-js nodes lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -127,6 +127,9 @@ bench-api: $(VENV)/.dev  ## benchmark updates through the api, against a plain L
 
 bench-ws: $(VENV)/.dev  ## benchmark the fan-out, against websockets.broadcast() and Litestar
 	$(BIN)/python -m tests.bench.ws $(BENCH_ARGS)
+
+bench-places: $(VENV)/.dev  ## benchmark the places of 5,000 viewers on a board of a million users
+	$(BIN)/python -m tests.bench.places $(BENCH_ARGS)
 
 bench-boards: $(VENV)/.dev  ## measure 10,000 idle boards and 200 active ones
 	$(BIN)/python -m tests.bench.boards $(BENCH_ARGS)

@@ -256,6 +256,10 @@ class Rules(Struct, frozen=True):
         level = unpack_score(packed)
         return level if self.order == "highest" else SCORE_MAX - level
 
+    def lead(self, ahead: int, score: int) -> int:
+        """Return by how many points a score is better than another one; negative if it is worse."""
+        return ahead - score if self.order == "highest" else score - ahead
+
 
 DEFAULT_RULES: Final = Rules()
 
@@ -498,6 +502,25 @@ class Standing(Struct, frozen=True):
     epoch: int
     seq: int
     neighbours: tuple[Row, ...] = ()
+
+
+class Place(Struct, frozen=True):
+    """A user's rank and score, the rows beside it, and its distance to better ranks.
+
+    ``rank`` and ``score`` are None for a user without a score. ``to_next`` is the distance to the
+    row directly ahead, None at rank 1; ``to_top`` that to the last of the watched rows, None within
+    them.
+    """
+
+    epoch: int
+    seq: int
+    total: int
+    rank: int | None = None
+    score: int | None = None
+    to_next: int | None = None
+    to_top: int | None = None
+    above: tuple[Row, ...] = ()
+    below: tuple[Row, ...] = ()
 
 
 class Standings(Struct, frozen=True):

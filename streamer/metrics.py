@@ -52,11 +52,54 @@ FRAMES_SKIPPED: Final = counter(
     unit="frames",
     normal="below 1 % of ws_frames_sent_total",
 )
+WATCHED_USERS: Final = gauge(
+    "ws_watched_users",
+    "Users whose places are read for viewers",
+    unit="users",
+    normal="at most the viewers with a token, and five for each that asks; below"
+    " SCOREBOARD_WATCHED_USERS",
+)
+WATCHES_REFUSED: Final = counter(
+    "ws_watches_refused_total",
+    "Viewers whose users were not watched, because too many are",
+    unit="requests",
+    normal="0",
+)
+PLACES_READ: Final = counter(
+    "ws_places_read_total",
+    "Places read from Redis",
+    unit="places",
+    normal="one a second for each watched user of a board that changes, and the first one",
+)
+PLACES_SENT: Final = counter(
+    "ws_places_sent_total",
+    "Places written to viewers",
+    unit="places",
+    normal="at most one a second for each user that a viewer watches",
+)
+PLACES_SKIPPED: Final = counter(
+    "ws_places_skipped_total",
+    "Places skipped because the viewer did not accept data",
+    unit="places",
+    normal="below 1 % of ws_places_sent_total",
+)
+PLACE_TICK: Final = histogram(
+    "ws_place_tick_seconds",
+    "Time to read the places of all watched users whose boards changed, and to write them",
+    VIEWER_BUCKETS,
+    normal="below 1, or places come less often than once a second",
+)
 SWEEP: Final = histogram(
     "ws_sweep_seconds",
     "Time per event-loop turn spent writing a message to viewers",
     VIEWER_BUCKETS,
     normal="below 0.01, the limit of a turn and its last viewers",
+)
+SWEEP_CPU: Final = counter(
+    "ws_sweep_cpu_seconds_total",
+    "CPU time spent writing messages to viewers of boards",
+    unit="s",
+    normal="below 0.5 a second; with ws_frames_sent_total the cost of a frame, 5 to 10 µs",
 )
 CHANGE_TO_WRITE: Final = histogram(
     "ws_change_to_write_seconds",

@@ -11,11 +11,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from scoreboard.broadcast.messages import OFFSET_MAX
 from scoreboard.errors import Malformed
-from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, SeasonId
+from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, SeasonId, UserId
 from scoreboard.security.tokens import TOKEN_BYTES_MAX
 
 BEARER_PREFIX: Final = "bearer."
 """A subprotocol with this prefix is a token: browsers cannot set the header Authorization."""
+
+
+WATCHED_MAX: Final = 5
+"""Maximum users that one viewer watches."""
 
 
 class Auth(Struct, frozen=True, tag="auth", tag_field="type"):
@@ -46,7 +50,13 @@ class Unsubscribe(Struct, frozen=True, tag="unsubscribe", tag_field="type"):
     board: BoardName
 
 
-Inbound = Auth | Sync | Subscribe | Unsubscribe
+class Watch(Struct, frozen=True, tag="watch", tag_field="type", rename="camel"):
+    """Request the places of these users from now on, in place of those before."""
+
+    user_ids: Annotated[tuple[UserId, ...], Meta(max_length=WATCHED_MAX)]
+
+
+Inbound = Auth | Sync | Subscribe | Unsubscribe | Watch
 
 _decoder: Final = msgspec.json.Decoder(Inbound)
 
@@ -60,7 +70,7 @@ def decode(text: str) -> Inbound:
         return _decoder.decode(text)
     except msgspec.ValidationError:
         raise Malformed(
-            "Send a sync, auth, subscribe or unsubscribe message with valid values"
+            "Send a sync, auth, subscribe, unsubscribe or watch message with valid values"
         ) from None
     except (msgspec.DecodeError, RecursionError):
         raise Malformed("A message must be one JSON object") from None

@@ -40,6 +40,7 @@ from streamer import metrics
 from streamer.fanout.frame_tracing import FrameTracing
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
+from streamer.fanout.place_sampler import PlaceSampler
 from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
 from streamer.handshake.opening import OpeningHandshake
 
@@ -105,6 +106,8 @@ class Streamer:
         self.viewer_counts = ViewerCounts(
             self._client, self.manager.viewers_by_board, self.manager.hub.set_viewers
         )
+        manager = self.manager
+        self._sampler = PlaceSampler(settings, manager.places, manager.users_watched, manager.hub)
         self.is_draining = False
         self._listening = Acceptor()
 
@@ -136,6 +139,7 @@ class Streamer:
             tasks.create_task(self.watcher.run())
             tasks.create_task(self.viewer_counts.run())
             tasks.create_task(self.names.run())
+            tasks.create_task(self._sampler.run())
             tasks.create_task(refresh_secrets())
             tasks.create_task(self._sweep())
             tasks.create_task(self._run_timers())
@@ -188,6 +192,7 @@ class Streamer:
                 channels = manager.hub.run_turn(TURN_VIEWERS, clock, started_at_s + TURN_S)
                 now_s, used_s = clock(), time.thread_time() - cpu_s
                 metrics.SWEEP.observe(now_s - started_at_s)
+                metrics.SWEEP_CPU.inc(used_s)
                 for channel in channels:
                     _observe_delays(channel, now_s)
                     channel.note_turn(now_s, used_s)
@@ -257,6 +262,7 @@ def register_gauges(streamer: Streamer) -> None:
     metrics.CONNECTIONS["other"].set_function(
         lambda: len(manager.connections) - manager.admission.viewers
     )
+    metrics.WATCHED_USERS.set_function(lambda: manager.places.count)
     metrics.ACK_PACED.set_function(
         lambda: sum(connection.is_ack_paced for connection in manager.connections)
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, Row, SeasonId
+from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, Row, SeasonId, UserId
 
 WS_PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"
@@ -58,6 +58,7 @@ Viewers = Annotated[
     int,
     Meta(ge=0, description="Viewers of the board over all processes, about 15 seconds old."),
 ]
+Distance = Annotated[int, Meta(ge=0, description="Difference of two scores.")]
 PartitionNumber = Annotated[int, Meta(ge=0, description="Number of a partition of the board.")]
 
 StaleReason = Literal["unreachable", "uninitialised", "rewound"]
@@ -108,6 +109,27 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     at: AtMs
     exp: ExpiryS | UnsetType = UNSET
     viewers: Viewers | UnsetType = UNSET
+
+
+class Place(Message, frozen=True, kw_only=True, tag="place"):
+    """A watched user's place, when it changed; null and no rows for one without a score."""
+
+    board: BoardName
+    epoch: Epoch
+    seq: Seq
+    at: AtMs
+    user_id: UserId
+    rank: Annotated[int, Meta(ge=1)] | None
+    score: int | None
+    total: Annotated[int, Meta(ge=0, description="Users of the board.")]
+    to_next: Distance | UnsetType = UNSET
+    """Points to the row directly ahead; absent at rank 1."""
+    to_top: Distance | UnsetType = UNSET
+    """Points to rank 10; absent within the top 10."""
+    above: tuple[Row, ...]
+    """Up to two rows directly ahead, best first."""
+    below: tuple[Row, ...]
+    """Up to two rows directly behind, best first."""
 
 
 class Status(Message, frozen=True, tag="status"):

@@ -18,6 +18,9 @@ from scoreboard.model import TOP, Row, Span, Window
 
 NO_NAMES: Final[Mapping[str, str]] = {}
 
+Positions = tuple[tuple[int, int], ...]
+"""The (epoch, seq) of each partition."""
+
 
 class ReadResult(Enum):
     """How a read compares with the last accepted one."""
@@ -64,7 +67,7 @@ class BoardState:
         self._rows: tuple[Row, ...] = ()
         """The rows of ``message`` without names."""
         self._changed_ms: int | None = None
-        self._positions: tuple[tuple[int, int], ...] = ()
+        self._positions: Positions = ()
 
     @property
     def status(self) -> Status:
@@ -89,7 +92,7 @@ class BoardState:
         epoch is always CHANGED, because viewers compare ``seq`` within an epoch.
         """
         positions = window.positions or ((window.epoch, window.seq),)
-        if self._is_older(positions):
+        if is_older(positions, self._positions):
             return ReadResult.REWOUND
         self._positions = positions
         held = self.message
@@ -143,12 +146,17 @@ class BoardState:
         self.accepted_at_s = asked_at_s - age_s if is_newer else 0.0
         self._changed_ms = window.changed_ms
 
-    def _is_older(self, positions: tuple[tuple[int, int], ...]) -> bool:
-        if len(positions) != len(self._positions):
-            # The number of partitions changed: only the sums of the epochs are comparable.
-            epochs = sum(epoch for epoch, _ in positions)
-            return bool(self._positions) and epochs <= sum(epoch for epoch, _ in self._positions)
-        return any(new < old for new, old in zip(positions, self._positions, strict=True))
+
+def is_older(positions: Positions, than: Positions) -> bool:
+    """Return whether a read is older than another one; ``than`` is empty if there is none.
+
+    A position is the (epoch, seq) of a partition.
+    """
+    if len(positions) != len(than):
+        # The number of partitions changed: only the sums of the epochs are comparable.
+        epochs = sum(epoch for epoch, _ in positions)
+        return bool(than) and epochs <= sum(epoch for epoch, _ in than)
+    return any(new < old for new, old in zip(positions, than, strict=True))
 
 
 def with_names(rows: tuple[Row, ...], names: Mapping[str, str]) -> tuple[Row, ...]:

@@ -124,7 +124,7 @@ class BoardWindows:
     ) -> Sequence[BoardState]:
         """Take what was read with the top; return the state of each window that has changed.
 
-        ``now_s`` is the time for which ``to_read`` was called, ``known`` returns the names of users.
+        ``now_s`` is the time for which ``to_read`` was called; ``known`` returns users' names.
         """
         at_ms = now_ms()
         changed: list[BoardState] = []

@@ -283,6 +283,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     windows_per_board: Annotated[
         PositiveInt, _description("The same limit for the windows of one board")
     ] = 50
+    watched_users: Annotated[
+        WholeInt,
+        _description(
+            "Maximum users, of all boards, whose places a streamer process reads for viewers; "
+            "0: none"
+        ),
+    ] = 10_000
     viewer_age_s: Annotated[
         Seconds, _description("Age at which a viewer is asked to reconnect; random, ±25 %")
     ] = 14_400.0

@@ -23,10 +23,12 @@ from scoreboard.model import (
     COUNT_MAX,
     PACKED_MAX,
     SLOT_COUNT,
+    WATCHED_TOP,
     Board,
     Count,
     Layout,
     Partition,
+    Place,
     Row,
     Rules,
     ScoreRank,
@@ -262,6 +264,58 @@ class _LayoutDiffers(Uninitialised):
     """A partition has another layout than the reader assumed: users are in other partitions."""
 
 
+class _Surroundings(Struct):
+    """A user's place, and the members around it: first of its partition, then of all."""
+
+    user_id: str
+    home: int
+    packed: int
+    epoch: int
+    seq: int
+    total: int
+    index: int
+    first: int
+    """The index of the first of ``near``."""
+    near: list[_Member]
+
+    def cut(self, around: int) -> None:
+        """Sort the members of all partitions, and keep the window around the user.
+
+        Raises ValueError if the user is not among them.
+        """
+        self.near.sort()
+        at = self.near.index(_Member(-self.packed, self.home, self.user_id))
+        self.first = max(0, min(self.index - around, self.total - 1 - 2 * around))
+        start = max(0, at - (self.index - self.first))
+        self.near = self.near[start : start + 2 * around + 1]
+
+
+def _place_of(one: _Surroundings, rules: Rules, around: int, tenth: Row | None) -> Place:
+    """Return a place with the rows beside it.
+
+    Raises ValueError if the user's own row is missing.
+    """
+    rows = _rows(rules, one.near, one.first)
+    at = [row.user_id for row in rows].index(one.user_id)
+    above, below = rows[max(0, at - around) : at], rows[at + 1 : at + 1 + around]
+    score = rules.unpack_score(one.packed)
+    last = next((row for row in above if row.rank == WATCHED_TOP), tenth)
+    to_top = None
+    if last is not None and one.index >= WATCHED_TOP:
+        to_top = max(0, rules.lead(last.score, score))
+    return Place(
+        epoch=one.epoch,
+        seq=one.seq,
+        total=one.total,
+        rank=one.index + 1,
+        score=score,
+        to_next=max(0, rules.lead(above[-1].score, score)) if above else None,
+        to_top=to_top,
+        above=above,
+        below=below,
+    )
+
+
 class Boards(Partitions):
     """Reads of boards: layout, leaderboard, standings, ranks of scores."""
 
@@ -373,47 +427,123 @@ class Boards(Partitions):
         )
 
     async def _standing(self, board: str, known: _Known, user_id: str, around: int) -> Standing:
-        layout = known.layout
-        home = partition_of(user_id, layout.partitions)
-        # Neighbours of other partitions may fill a whole window on either side.
-        width = around if layout.partitions == 1 else 2 * around
-        ((places, number),) = await self._read(_STANDING, board, known, {home: (user_id, width)})
-        with checking_reply(_STANDING.script.name):
-            place = convert(places.places[number], _Place)
-        if place.index < 0:
+        found = await self._surroundings(board, known, (user_id,), around)
+        if not found:
             raise UnknownUser(f"The user has no score on board {board}")
-        epoch, seq, total, index = places.epoch, places.seq, places.total, place.index
-        near = _members(place.rows, home)
-        first = place.first
-        if layout.partitions > 1:
-            args = {
-                number: (place.packed, int(number < home), width)
-                for number in range(layout.partitions)
-                if number != home
-            }
-            others = await self._read(_NEIGHBOURS, board, known, args)
-            for other, (nears, at) in zip(args, others, strict=True):
-                with checking_reply(_NEIGHBOURS.script.name):
-                    beside = convert(nears.near[at], _Near)
-                epoch, seq, total = epoch + nears.epoch, seq + nears.seq, total + nears.total
-                index += beside.count_above
-                near += _members(beside.above, other) + _members(beside.below, other)
-        if layout.partitions > 1 and around:
-            near.sort()
-            with checking_reply(_STANDING.script.name):
-                at = near.index(_Member(-place.packed, home, user_id))
-            first = max(0, min(index - around, total - 1 - 2 * around))
-            start = max(0, at - (index - first))
-            near = near[start : start + 2 * around + 1]
+        one = found[0]
         return Standing(
             user_id=user_id,
-            rank=index + 1,
-            score=layout.rules.unpack_score(place.packed),
-            total=total,
-            epoch=epoch,
-            seq=seq,
-            neighbours=_rows(layout.rules, near, first) if around else (),
+            rank=one.index + 1,
+            score=known.layout.rules.unpack_score(one.packed),
+            total=one.total,
+            epoch=one.epoch,
+            seq=one.seq,
+            neighbours=_rows(known.layout.rules, one.near, one.first) if around else (),
         )
+
+    async def places(
+        self, board: str, user_ids: Sequence[str], *, around: int, top: Window
+    ) -> list[Place]:
+        """Read the places of users in order, each with up to ``around`` rows on either side.
+
+        ``top`` is a window of the row of rank 10, read just before: distances are to that row,
+        unless the rows beside a user contain the rank. A user without a score gets its epoch, seq
+        and total. On a board of one partition all else of a place is of one moment. ``user_ids``
+        are distinct.
+
+        Raises Uninitialised, RedisUnavailable, ScriptFailed.
+        """
+        return await self._with_layout(
+            board, lambda known: self._places(board, known, user_ids, around, top)
+        )
+
+    async def _places(
+        self, board: str, known: _Known, user_ids: Sequence[str], around: int, top: Window
+    ) -> list[Place]:
+        places = dict.fromkeys(user_ids, Place(top.epoch, top.seq, top.total))
+        tenth = top.rows[0] if top.rows else None
+        for one in await self._surroundings(board, known, user_ids, around):
+            with checking_reply(_STANDING.script.name):
+                places[one.user_id] = _place_of(one, known.layout.rules, around, tenth)
+        return list(places.values())
+
+    async def _surroundings(
+        self, board: str, known: _Known, user_ids: Sequence[str], around: int
+    ) -> list[_Surroundings]:
+        """Read the users that have a score, with the rows around them.
+
+        The users' partitions are read in one round trip; if some have a score, all others are in a
+        second one.
+        """
+        partitions = known.layout.partitions
+        # Neighbours of other partitions may fill a whole window on either side.
+        width = around if partitions == 1 else 2 * around
+        by_home: dict[int, list[str]] = {}
+        for user_id in user_ids:
+            by_home.setdefault(partition_of(user_id, partitions), []).append(user_id)
+        asked = [(home, users) for home, all_of in by_home.items() for users in _parts(all_of)]
+        read = await self._read_each(
+            _STANDING,
+            board,
+            known,
+            [(home, [arg for user in users for arg in (user, width)]) for home, users in asked],
+        )
+        found: list[_Surroundings] = []
+        for (home, users), (places, number) in zip(asked, read, strict=True):
+            with checking_reply(_STANDING.script.name):
+                told = convert(places.places[number : number + len(users)], list[_Place])
+                found += [
+                    _Surroundings(
+                        user_id=user,
+                        home=home,
+                        packed=place.packed,
+                        epoch=places.epoch,
+                        seq=places.seq,
+                        total=places.total,
+                        index=place.index,
+                        first=place.first,
+                        near=_members(place.rows, home),
+                    )
+                    for user, place in zip(users, told, strict=True)
+                    if place.index >= 0
+                ]
+        for some in _parts(found) if partitions > 1 else ():
+            await self._add_other_partitions(board, known, some, width)
+            for one in some if around else ():
+                with checking_reply(_STANDING.script.name):
+                    one.cut(around)
+        return found
+
+    async def _add_other_partitions(
+        self, board: str, known: _Known, users: Sequence[_Surroundings], width: int
+    ) -> None:
+        """Add what users of up to one call have above and beside them in other partitions."""
+        asked = [
+            (number, others)
+            for number in range(known.layout.partitions)
+            if (others := [one for one in users if one.home != number])
+        ]
+        read = await self._read_each(
+            _NEIGHBOURS,
+            board,
+            known,
+            [
+                (
+                    number,
+                    [arg for one in others for arg in (one.packed, int(number < one.home), width)],
+                )
+                for number, others in asked
+            ],
+        )
+        for (number, others), (nears, first) in zip(asked, read, strict=True):
+            with checking_reply(_NEIGHBOURS.script.name):
+                told = convert(nears.near[first : first + len(others)], list[_Near])
+                for one, beside in zip(others, told, strict=True):
+                    one.epoch += nears.epoch
+                    one.seq += nears.seq
+                    one.total += nears.total
+                    one.index += beside.count_above
+                    one.near += _members(beside.above, number) + _members(beside.below, number)
 
     async def standings(self, board: str, user_ids: Sequence[str]) -> Standings:
         """Read ranks and scores of users, best first; users without a score are left out.

@@ -14,6 +14,7 @@ import asyncio
 import fcntl
 import struct
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, cast
 
@@ -31,6 +32,7 @@ from scoreboard.broadcast.messages import (
     now_ms,
 )
 from scoreboard.errors import Forbidden, Malformed, ScoreboardError, UnknownBoard
+from scoreboard.model import is_identifier
 from scoreboard.runtime.audit import audit_refusal
 from scoreboard.runtime.lifecycle import jitter
 from scoreboard.security.access import can_read
@@ -49,10 +51,16 @@ from streamer.connection.subscriptions import Subscriptions
 from streamer.connection.token_session import TokenSession
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
-from streamer.protocol import Auth, Inbound, Subscribe, Sync, Unsubscribe
+from streamer.fanout.places import PlaceWatch
+from streamer.protocol import Auth, Inbound, Subscribe, Sync, Unsubscribe, Watch
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """Maximum time for a viewer to answer a close frame."""
+
+PLACES_ACK: Final = b"p"
+"""The payload of the ping behind places; no other ping of a viewer waits at the same time."""
+
+PLACES_PING: Final = ping_frame(PLACES_ACK)
 
 AGE_SPREAD: Final = 0.25
 _SIOCOUTQNSD: Final = 0x894B
@@ -83,6 +91,7 @@ class Viewer(asyncio.Protocol):
         "_session",
         "_subscriptions",
         "_transport",
+        "_watch",
         "index",
         "slot",
     )
@@ -115,6 +124,7 @@ class Viewer(asyncio.Protocol):
         self._flow = FlowControl(settings, now_s)
         self._expires_at_s = now_s + jitter(settings.viewer_age_s, AGE_SPREAD)
         self._deadline_s = 0.0
+        self._watch: PlaceWatch | None = None
         # Created on demand: most viewers send nothing but pongs.
         self._parser: Parser | None = None
         self._reader: MessageReader | None = None
@@ -138,6 +148,7 @@ class Viewer(asyncio.Protocol):
         manager.admission.viewers += 1
         self._transport.write(response + channel.first_frame)
         self.push()
+        self._watch_itself()
         manager.wheel.schedule(self, self._next_deadline_s())
         if received:
             self.data_received(received)
@@ -182,6 +193,26 @@ class Viewer(asyncio.Protocol):
         """Write a heartbeat, unless this viewer cannot take data."""
         if not self._flow.is_held:
             self._transport.write(frame)
+
+    # Called for the users that it watches.
+
+    def push_places(self) -> bool:
+        """Write the places that this viewer lacks; return False if it cannot take data."""
+        watch, flow = self._watch, self._flow
+        if watch is None:
+            return True
+        if flow.is_held:
+            return False
+        frames = watch.take()
+        if frames and flow.is_ack_paced:
+            manager = self._manager
+            now_s = manager.clock()
+            flow.await_pong(PLACES_ACK, now_s)
+            manager.wheel.schedule(self, now_s + manager.settings.slow_viewer_s)
+            frames += PLACES_PING
+        if frames:
+            self._transport.write(frames)
+        return True
 
     @property
     def is_ack_paced(self) -> bool:
@@ -228,6 +259,7 @@ class Viewer(asyncio.Protocol):
         self._flow.resume()
         if self._is_open:
             self._push_all()
+            self.push_places()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         """Release everything, once."""
@@ -396,6 +428,9 @@ class Viewer(asyncio.Protocol):
         if self.index >= 0:
             self._channel.remove(self)
             self._manager.admission.viewers -= 1
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
         self._deadline_s = self._manager.clock() + CLOSE_TIMEOUT_S
         self._manager.wheel.schedule(self, self._deadline_s)
 
@@ -416,6 +451,7 @@ class Viewer(asyncio.Protocol):
             return False
         if self._is_open:
             self._push_all()
+            self.push_places()
         return True
 
     def _handle_frame(self, frame: Frame) -> None:
@@ -448,6 +484,9 @@ class Viewer(asyncio.Protocol):
                 self._use_subscriptions().subscribe(message)
             case Unsubscribe():
                 self._use_subscriptions().unsubscribe(message.board)
+            case Watch():
+                if not self._watch_users(message.user_ids):
+                    self._send(Problem("too-many-watched", "This server watches too many users"))
 
     def _use_subscriptions(self) -> Subscriptions:
         if self._subscriptions is None:
@@ -488,6 +527,22 @@ class Viewer(asyncio.Protocol):
         self._sent_status = channel.initial_status
         channel.add(self)
         self.resync()
+
+    def _watch_itself(self) -> None:
+        """Watch the user of the token, if its subject can be one."""
+        session = self._session
+        if session is not None and is_identifier(session.caller.subject):
+            self._watch_users((session.caller.subject,))
+
+    def _watch_users(self, user_ids: Sequence[str]) -> bool:
+        """Watch these users and no others; return False if the process watches too many."""
+        watch = self._watch or PlaceWatch(self._manager.places, self)
+        if not watch.replace(self._channel.board, user_ids):
+            metrics.WATCHES_REFUSED.inc()
+            return False
+        self._watch = watch
+        self.push_places()
+        return True
 
     def _renew(self, token: str, now_s: float) -> None:
         session = self._session

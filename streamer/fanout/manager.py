@@ -28,6 +28,7 @@ from scoreboard.runtime.telemetry import get_logger
 from scoreboard.security.tokens import Caller, Verifier
 from streamer import metrics
 from streamer.fanout.hub import Channel, Hub
+from streamer.fanout.places import Places
 from streamer.fanout.timing_wheel import TimingWheel
 from streamer.handshake.admission import Admission, Capacity
 from streamer.handshake.request import HandshakeConfig
@@ -125,6 +126,9 @@ class ConnectionManager:
         self.clock = asyncio.get_running_loop().time
         self.sweep_needed = asyncio.Event()
         self.hub = Hub(settings.boards, self.sweep_needed.set)
+        self.users_watched = asyncio.Event()
+        """Set when somebody watches a user that nobody watched before."""
+        self.places = Places(settings.watched_users, self.users_watched.set)
         self.wheel: TimingWheel[Connection] = TimingWheel(self.clock(), width_s=tick_s)
         self.admission = Admission(settings, capacity, self.clock())
         self.connections: set[Connection] = set()

@@ -57,6 +57,7 @@ BENCHMARKS = {
     "tokens": _api("first-token"),
     "reads": _api("leaderboard,user-million"),
     "ws": Benchmark("ws", ("--viewers", "2000,5000", "--seconds", "4"), own="streamer"),
+    "places": Benchmark("places"),
     "lua": Benchmark("lua", own="submit.lua"),
     "flush": Benchmark("flush", ("--rounds", "3"), own="COPY"),
     "system": Benchmark("system", own="scoreboard"),

@@ -18,12 +18,19 @@ SENT = (
     messages.Leaderboard,
     messages.Delta,
     messages.Heartbeat,
+    messages.Place,
     messages.Status,
     messages.AuthExpiring,
     messages.Problem,
     messages.Bye,
 )
-RECEIVED = (protocol.Auth, protocol.Sync, protocol.Subscribe, protocol.Unsubscribe)
+RECEIVED = (
+    protocol.Auth,
+    protocol.Sync,
+    protocol.Subscribe,
+    protocol.Unsubscribe,
+    protocol.Watch,
+)
 
 
 def tags(types: tuple[type, ...]) -> set[str]:

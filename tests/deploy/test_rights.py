@@ -4,6 +4,7 @@ The users come from deploy/docker/users.acl, the roles from postgres-roles.sql, 
 from sql/grants.sql.
 """
 
+import asyncio
 import hashlib
 import json
 import time
@@ -18,8 +19,11 @@ from websockets.sync.client import connect as connect_viewer
 from websockets.typing import Subprotocol
 
 from scoreboard.ledger import migrations
-from scoreboard.model import Partition, pack
+from scoreboard.model import Board, Layout, Partition, Place, Row, pack, partition_of
 from scoreboard.runtime import resources
+from scoreboard.runtime.settings import Secret, Settings
+from scoreboard.store.boards import Boards
+from scoreboard.store.client import make_client
 from scoreboard.store.keys import GROUP, PartitionKeys, viewers_key
 from tests.support.eventually import eventually
 from tests.support.servers.deployed import KEYS, PASSWORD, Deployed, is_committed, play
@@ -275,6 +279,30 @@ def test_the_streamer_may_count_its_viewers_and_the_api_too(deployed: Deployed) 
         for key in (KEYS.meta, KEYS.banned, "sb:actions"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.evalsha(digest, 1, key, "streamer", 3, 16)
+
+
+def test_places_are_read_with_the_rights_of_the_streamer(deployed: Deployed) -> None:
+    """On several partitions, which need every script and command that there is for places."""
+    board = Board("spread", Layout(partitions=2))
+    for number in range(2):
+        keys = PartitionKeys(Partition("spread", number))
+        facts = {"epoch": 1, "seq": 0, "state": "open", "layout": str(board.layout), "public": 1}
+        deployed.admin.hset(keys.meta, mapping=facts)
+    home = PartitionKeys(Partition("spread", partition_of("alice", 2)))
+    other = PartitionKeys(Partition("spread", 1 - partition_of("alice", 2)))
+    deployed.admin.zadd(home.board, {"alice": pack(10, 1)})
+    deployed.admin.zadd(other.board, {"bob": pack(25, 1)})
+
+    async def read() -> list[Place]:
+        url = Secret(deployed.environment("streamer")["REDIS_URL"])
+        async with make_client(Settings(redis_url=url), name="test") as client:
+            boards = Boards(client)
+            top = await boards.leaderboard("spread", offset=9, limit=1)
+            return await boards.places("spread", ["alice", "nobody"], around=2, top=top)
+
+    alice, nobody = asyncio.run(read())
+    assert (alice.rank, alice.to_next, alice.above) == (2, 15, (Row(1, "bob", 25),))
+    assert (nobody.rank, nobody.total) == (None, 2)
 
 
 def test_seasons_end_and_are_frozen_with_the_rights_of_the_services(deployed: Deployed) -> None:

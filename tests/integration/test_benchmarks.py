@@ -68,6 +68,7 @@ def test_the_baseline_does_the_work_of_the_api(redis_url: str) -> None:
         (("lua",), {"actions", "memory"}),
         (("memory",), {"memory of Redis", "disk"}),
         (("flush",), {"steady", "drain"}),
+        (("places",), {"10 boards/s", "quiet top", "places"}),
         (("scale", "--only", "apis"), {"update"}),
     ],
 )

@@ -47,6 +47,8 @@ STILL = {
     "scoreboard_reconcile_mismatches_total",
     "scoreboard_trace_spans_total",
     "scoreboard_ws_frames_skipped_total",
+    "scoreboard_ws_places_skipped_total",
+    "scoreboard_ws_watches_refused_total",
 }
 """Counters of faults, and of spans without tracing: 0 in a healthy system."""
 

@@ -69,10 +69,16 @@ class Viewers:
                     if word == "begin":
                         self.seen = []
                     else:
-                        print(json.dumps(self.seen), flush=True)
+                        print(json.dumps(self.result()), flush=True)
                         return
                 else:
                     self.read(key.fileobj)  # type: ignore[arg-type]
+
+    def result(self) -> object:
+        return self.seen
+
+    def note_other(self, message: bytes, now_s: float) -> None:
+        """Record a message that is no board."""
 
     def read(self, viewer: socket.socket) -> None:
         number = viewer.fileno()
@@ -99,6 +105,8 @@ class Viewers:
                     end = data.index(b",", where)
                     built_ms = int(data[end + 6 : data.index(b",", end + 6)])
                     self.seen.append((int(data[where + 6 : end]), now_s, now_ms - built_ms))
+                elif where >= 0:
+                    self.note_other(data[start : start + size], now_s)
             elif data[at] == 0x89:
                 viewer.send(masked_frame(PONG, data[start : start + size]))
             at = start + size

@@ -1,0 +1,192 @@
+"""Read the places of watched users: once a second, where the board has changed.
+
+The users of a board are read in calls of up to 64, of which two are under way, over connections of
+their own: neither Redis nor the event loop is held for longer than these take, and reads of boards
+never wait for a connection. Notifications tell of the first ten rows only, so each tick first reads
+a board's position, with the row of rank 10.
+
+Invariants: ticks do not overlap; a board that cannot be read, or that is stale, gets no places, and
+the next tick tries again; an older state of a board is never sent.
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from scoreboard.broadcast.messages import now_ms
+from scoreboard.broadcast.state import is_older
+from scoreboard.broadcast.watcher import READ_TIMEOUT_S
+from scoreboard.errors import InternalError, ScoreboardError
+from scoreboard.model import BATCH_MAX, WATCHED_TOP, Window
+from scoreboard.runtime.settings import Settings
+from scoreboard.runtime.telemetry import get_logger
+from scoreboard.store.boards import Boards
+from scoreboard.store.client import make_client
+from streamer import metrics
+from streamer.fanout.hub import CHUNK, Hub
+from streamer.fanout.places import Places, WatchedPlaces, WatchedUser
+
+TICK_S: Final = 1.0
+"""Time from the start of a tick to that of the next one."""
+
+TICK_PAUSE_S: Final = 0.05
+"""Least time between two ticks, if one takes longer than ``TICK_S``."""
+
+NEW_PAUSE_S: Final = 0.01
+"""Time between two reads of new users: they may come all at once."""
+
+READERS: Final = 2
+"""Boards that a tick reads at the same time."""
+
+CALLS: Final = 2
+"""Calls for users of one board at the same time: one is read while Redis works on the next."""
+
+AROUND: Final = 2
+"""Rows on either side of a place."""
+
+USERS_LEAST: Final = 4
+"""Users of a call on a board of many partitions."""
+
+_log = get_logger(__name__)
+
+
+class PlaceSampler:
+    """The reads of one process. Start ``run`` in a task group."""
+
+    def __init__(self, settings: Settings, places: Places, new: asyncio.Event, hub: Hub) -> None:
+        """Connect to nothing yet. ``new`` is set when ``places`` has new users."""
+        self._places = places
+        self._new = new
+        self._hub = hub
+        settings = msgspec.structs.replace(
+            settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
+        )
+        self._client = make_client(
+            settings, name="streamer-places", connections=READERS * CALLS + 1
+        )
+        self._store = Boards(self._client)
+
+    async def run(self) -> None:
+        """Read until cancelled; losing Redis does not end it."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._answer_new())
+                tasks.create_task(self._run_ticks())
+        finally:
+            await self._client.aclose()
+
+    async def _answer_new(self) -> None:
+        """Read new users at once, those of one board together."""
+        while True:
+            await self._new.wait()
+            self._new.clear()
+            while (found := self._places.next_new(BATCH_MAX)) is not None:
+                board, users = found
+                top = await self._look(board)
+                if top is not None:
+                    await self._read(board, users, top)
+                await asyncio.sleep(NEW_PAUSE_S)
+
+    async def _run_ticks(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            started_at_s = loop.time()
+            boards = list(self._places.boards.values())
+            if boards:
+                left = iter(boards)
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(min(READERS, len(boards))):
+                        tasks.create_task(self._read_boards(left))
+                metrics.PLACE_TICK.observe(loop.time() - started_at_s)
+            if self._places.sent:
+                metrics.PLACES_SENT.inc(self._places.sent)
+                self._places.sent = 0
+            wait_s = started_at_s + TICK_S - loop.time()
+            await asyncio.sleep(max(wait_s, TICK_PAUSE_S))
+
+    async def _read_boards(self, boards: Iterator[WatchedPlaces]) -> None:
+        for board in boards:
+            await self._read_board(board)
+
+    async def _read_board(self, board: WatchedPlaces) -> None:
+        """Read the users of a board that may have another place than before."""
+        top = await self._look(board)
+        if top is None:
+            return
+        users = board.due(top.positions)
+        # On a board of several partitions each user costs a read of each.
+        most = max(BATCH_MAX // len(top.positions), USERS_LEAST)
+        parts = [users[start : start + most] for start in range(0, len(users), most)]
+        if len(parts) == 1:
+            is_complete = await self._read(board, parts[0], top)
+        else:
+            left = iter(parts)
+            async with asyncio.TaskGroup() as tasks:
+                reading = [
+                    tasks.create_task(self._read_parts(board, left, top)) for _ in parts[:CALLS]
+                ]
+            is_complete = all(task.result() for task in reading)
+        if is_complete:
+            board.positions = top.positions
+
+    async def _read_parts(
+        self, board: WatchedPlaces, parts: Iterator[Sequence[WatchedUser]], top: Window
+    ) -> bool:
+        """Read users part by part, until none is left or one could not be read."""
+        for users in parts:
+            if not await self._read(board, users, top):
+                return False
+        return True
+
+    async def _look(self, board: WatchedPlaces) -> Window | None:
+        """Read the position of a board and its row of rank 10; None if it has no place to send."""
+        channel = self._hub.channels.get(board.name)
+        if channel is None or channel.is_stale:
+            return None
+        try:
+            top = await self._store.leaderboard(board.name, offset=WATCHED_TOP - 1, limit=1)
+        except ScoreboardError as error:
+            self._note_failure(board, error)
+            return None
+        return None if is_older(top.positions, board.positions) else top
+
+    async def _read(self, board: WatchedPlaces, users: Sequence[WatchedUser], top: Window) -> bool:
+        """Read users, and write places that changed to their viewers; return False on failure."""
+        metrics.PLACES_READ.inc(len(users))
+        try:
+            found = await self._store.places(
+                board.name, [user.user_id for user in users], around=AROUND, top=top
+            )
+        except ScoreboardError as error:
+            self._note_failure(board, error)
+            return False
+        board.is_failing = False
+        at_ms, least = now_ms(), (top.epoch, top.seq)
+        await self._write(
+            [
+                user
+                for user, place in zip(users, found, strict=True)
+                if (place.epoch, place.seq) >= least and user.accept(place, at_ms)
+            ]
+        )
+        return True
+
+    async def _write(self, users: Sequence[WatchedUser]) -> None:
+        """Offer users' newest places to their viewers, a bounded number without a pause."""
+        skipped = visited = 0
+        for user in users:
+            for viewer in tuple(user.viewers):
+                skipped += not viewer.push_places()
+                visited += 1
+                if visited % CHUNK == 0:
+                    await asyncio.sleep(0)
+        if skipped:
+            metrics.PLACES_SKIPPED.inc(skipped)
+
+    def _note_failure(self, board: WatchedPlaces, error: ScoreboardError) -> None:
+        # The watcher reports a Redis that is away, for all boards.
+        if isinstance(error, InternalError) and not board.is_failing:
+            _log.error("places_unreadable", board=board.name, reason=error.detail)
+        board.is_failing = True

@@ -1,0 +1,233 @@
+"""Which viewers watch which users, and the newest place of each user. No I/O.
+
+A user that several viewers watch is read once and encoded once. A viewer has no queue: for each of
+its users it remembers the frame that it was sent, and gets the newest one when it can take data.
+
+Invariants: nothing is kept of a user that nobody watches; a place is never replaced by an older
+one; the number of watched users is bounded.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final, Protocol
+
+from msgspec import UNSET
+
+from scoreboard.broadcast import messages
+from scoreboard.broadcast.messages import encode
+from scoreboard.broadcast.state import Positions
+from scoreboard.model import Place
+from streamer.connection.framing import text_frame
+
+TOTAL_PARTS: Final = 100
+"""A change of the number of users alone is sent when it is more than one part in this many."""
+
+
+class PlaceViewer(Protocol):
+    """A viewer as its users see it."""
+
+    def push_places(self) -> bool:
+        """Write the places that this viewer lacks; return False if it cannot take data."""
+        ...
+
+
+class WatchedUser:
+    """One user of a board that somebody watches."""
+
+    __slots__ = ("board", "frame", "place", "user_id", "viewers")
+
+    def __init__(self, board: "WatchedPlaces", user_id: str) -> None:
+        self.board = board
+        self.user_id = user_id
+        self.viewers: set[PlaceViewer] = set()
+        self.place: Place | None = None
+        """What ``frame`` shows."""
+        self.frame = b""
+        """The newest place, encoded; empty until the first."""
+
+    def accept(self, place: Place, at_ms: int) -> bool:
+        """Take a place that was read; return whether there is something new to send."""
+        held = self.place
+        if held is not None and not _is_news(held, place):
+            return False
+        self.place = place
+        self.frame = text_frame(encode(make_message(self.board.name, self.user_id, place, at_ms)))
+        return True
+
+
+class WatchedPlaces:
+    """The watched users of one board."""
+
+    __slots__ = ("is_failing", "name", "new", "positions", "users")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.users: dict[str, WatchedUser] = {}
+        self.new: dict[WatchedUser, None] = {}
+        """Users whose first place was not asked for yet."""
+        self.positions: Positions = ()
+        """Those of the board when all of its users were read."""
+        self.is_failing = False
+
+    def due(self, positions: Positions) -> list[WatchedUser]:
+        """Return the users to read, now that the board has these positions.
+
+        These are all of them if it has changed, else those without a place.
+        """
+        users = self.users.values()
+        if positions != self.positions:
+            return list(users)
+        return [user for user in users if user.place is None]
+
+
+class Places:
+    """The watched users of one process, at most ``limit``; ``on_new`` tells of each new one."""
+
+    def __init__(self, limit: int, on_new: Callable[[], None]) -> None:
+        self.boards: dict[str, WatchedPlaces] = {}
+        self.count = 0
+        self.sent = 0
+        """Frames that viewers took since they were last counted."""
+        self._limit = limit
+        self._on_new = on_new
+        self._new: dict[WatchedPlaces, None] = {}
+        """Boards with new users, in the order in which they are read."""
+
+    def next_new(self, most: int) -> tuple[WatchedPlaces, list[WatchedUser]] | None:
+        """Remove and return up to ``most`` new users of one board; None if there are none."""
+        if not self._new:
+            return None
+        board = next(iter(self._new))
+        del self._new[board]
+        users = list(board.new)[:most]
+        for user in users:
+            del board.new[user]
+        if board.new:
+            self._new[board] = None  # after the others
+        return board, users
+
+    def replace(
+        self,
+        viewer: PlaceViewer,
+        held: Collection[WatchedUser],
+        board: str,
+        user_ids: Iterable[str],
+    ) -> list[WatchedUser] | None:
+        """Let a viewer watch users of a board in place of those that it watches.
+
+        Returns None, and changes nothing, if the process would watch too many.
+        """
+        watched = self.boards.get(board)
+        users = watched.users if watched is not None else {}
+        wanted = dict.fromkeys(user_ids)
+        kept = {user.user_id for user in held if user.board is watched} & wanted.keys()
+        added = sum(user_id not in users for user_id in wanted)
+        freed = sum(len(user.viewers) == 1 for user in held if user.user_id not in kept)
+        if added and self.count + added - freed > self._limit:
+            return None
+        for user in held:
+            if user.user_id not in kept:
+                self._leave(user, viewer)
+        return [self._join(board, user_id, viewer) for user_id in wanted]
+
+    def remove(self, viewer: PlaceViewer, held: Iterable[WatchedUser]) -> None:
+        """Forget a viewer, and the users that nobody else watches."""
+        for user in held:
+            self._leave(user, viewer)
+
+    def _join(self, name: str, user_id: str, viewer: PlaceViewer) -> WatchedUser:
+        board = self.boards.get(name)
+        if board is None:
+            board = self.boards[name] = WatchedPlaces(name)
+        user = board.users.get(user_id)
+        if user is None:
+            user = board.users[user_id] = WatchedUser(board, user_id)
+            self.count += 1
+            board.new[user] = self._new[board] = None
+            self._on_new()
+        user.viewers.add(viewer)
+        return user
+
+    def _leave(self, user: WatchedUser, viewer: PlaceViewer) -> None:
+        user.viewers.remove(viewer)
+        if user.viewers:
+            return
+        board = user.board
+        del board.users[user.user_id]
+        self.count -= 1
+        board.new.pop(user, None)
+        if not board.new:
+            self._new.pop(board, None)
+        if not board.users:
+            del self.boards[board.name]
+
+
+class PlaceWatch:
+    """What one viewer watches, and the frame of each user that it was sent."""
+
+    __slots__ = ("_places", "_sent", "_viewer")
+
+    def __init__(self, places: Places, viewer: PlaceViewer) -> None:
+        self._places = places
+        self._viewer = viewer
+        self._sent: dict[WatchedUser, bytes] = {}
+
+    def replace(self, board: str, user_ids: Sequence[str]) -> bool:
+        """Watch other users, whose places count as not sent.
+
+        Returns False, and changes nothing, if the process would watch too many.
+        """
+        users = self._places.replace(self._viewer, self._sent, board, user_ids)
+        if users is None:
+            return False
+        self._sent = dict.fromkeys(users, b"")
+        return True
+
+    def take(self) -> bytes:
+        """Return the frames that were not sent; they count as sent from now on."""
+        unsent = [user for user, frame in self._sent.items() if user.frame is not frame]
+        for user in unsent:
+            self._sent[user] = user.frame
+        self._places.sent += sum(bool(user.frame) for user in unsent)
+        return b"".join(user.frame for user in unsent)
+
+    def close(self) -> None:
+        """Watch nobody."""
+        users, self._sent = self._sent, {}
+        self._places.remove(self._viewer, users)
+
+
+def make_message(board: str, user_id: str, place: Place, at_ms: int) -> messages.Place:
+    """Return the message of a place: whatever is added to its rows is added here."""
+    return messages.Place(
+        board=board,
+        epoch=place.epoch,
+        seq=place.seq,
+        at=at_ms,
+        user_id=user_id,
+        rank=place.rank,
+        score=place.score,
+        total=place.total,
+        to_next=UNSET if place.to_next is None else place.to_next,
+        to_top=UNSET if place.to_top is None else place.to_top,
+        above=place.above,
+        below=place.below,
+    )
+
+
+def _is_news(held: Place, place: Place) -> bool:
+    """Return whether to send a place after another one.
+
+    The rank alone may stay while users join or leave: ``total`` is then sent when it moved enough.
+    """
+    if (place.epoch, place.seq) < (held.epoch, held.seq):
+        return False
+    return (
+        place.rank != held.rank
+        or place.score != held.score
+        or place.to_next != held.to_next
+        or place.to_top != held.to_top
+        or place.epoch != held.epoch
+        or place.above != held.above
+        or place.below != held.below
+        or abs(place.total - held.total) * TOTAL_PARTS > held.total
+    )

@@ -1,0 +1,1 @@
+"""Cost of reading and sending the places of thousands of users: `make bench-places`."""

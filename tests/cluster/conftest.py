@@ -1,0 +1,5 @@
+"""Fixtures of the tests on a cluster."""
+
+from tests.support.clients.viewer import connect
+
+__all__ = ["connect"]
