@@ -92,6 +92,10 @@ class Sentinels:
         """Kill the primary and wait until the sentinels name another one."""
         before = self.primary()
         before.kill()
+        self.wait_until_replaced(before)
+
+    def wait_until_replaced(self, before: EmbeddedValkey) -> None:
+        """Wait until the sentinels name another primary than the one of before."""
         eventually(lambda: self.primary() is not before)
 
     def switch(self) -> None:
@@ -110,9 +114,9 @@ class Sentinels:
         eventually(is_promoted, every_s=2.0)
 
     def repaired(self) -> None:
-        """Start every server again and wait until the primary has all replicas."""
-        for node in self.nodes:
-            node.start()
+        """Start every server and sentinel again; wait until the primary has all replicas."""
+        for server in (*self.nodes, *self.sentinels):
+            server.start()
         eventually(self._is_complete)
 
     @property
