@@ -45,6 +45,14 @@ class EmbeddedSentinel(EmbeddedValkey):
         )
 
 
+class Node(EmbeddedValkey):
+    """A server that keeps what the sentinels write to its file: its role, when it starts again."""
+
+    def _config(self) -> str:
+        config = self.folder.path / "valkey.conf"
+        return config.read_text() if config.exists() else super()._config()
+
+
 class Sentinels:
     """Three servers and three sentinels; the first server begins as the primary."""
 
@@ -58,12 +66,13 @@ class Sentinels:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            first = self._given or stack.enter_context(EmbeddedValkey(self._folder / "node-0"))
+            first = self._given or stack.enter_context(Node(self._folder / "node-0"))
             self.nodes = [first]
             first.settings |= self._settings  # after a failover it starts again as a replica
             with redis.Redis.from_url(first.url) as client:
                 for name, value in self._settings.items():
                     client.config_set(name, value)
+                client.config_rewrite()
             for number in range(1, NODES):
                 self.nodes.append(stack.enter_context(self._replica(number)))
             for number in range(NODES):
@@ -133,7 +142,7 @@ class Sentinels:
         first = self.nodes[0]
         settings = {"replicaof": f"{HOST} {first.port}", **self._settings}
         folder = self._folder / f"node-{number}"
-        return EmbeddedValkey(folder, password=first.password, settings=settings)
+        return Node(folder, password=first.password, settings=settings)
 
     def _sentinel(self, number: int) -> EmbeddedSentinel:
         first = self.nodes[0]
