@@ -25,14 +25,18 @@ class ReplicatedStack(Stack):
         redis: AbstractContextManager[Any],
         *,
         boards: Sequence[Board],
+        replicas: int = 1,
         acknowledge: str = "replicated",
         source: Path | None = None,
     ) -> None:
-        """``redis`` starts the servers and has the ``url`` by which services know them."""
+        """``redis`` starts the servers and has the ``url`` by which services know them.
+
+        ``replicas`` is the number that has to confirm an update.
+        """
         super().__init__(folder, boards=boards, source=source)
         self._acknowledge = acknowledge
         self._redis: Any = redis
-        self.replicas = 1 if acknowledge == "replicated" else 0
+        self.replicas = replicas if acknowledge == "replicated" else 0
         self.failovers = 0
         self._is_started = False
 

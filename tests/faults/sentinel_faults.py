@@ -73,7 +73,7 @@ async def primary_killed(stack: SentinelStack, _: random.Random) -> None:
 
 @fault
 async def primary_restarted(stack: SentinelStack, _: random.Random) -> None:
-    """SIGKILL the primary and start it at once, before a replica is promoted."""
+    """SIGKILL the primary and start it at once, while the sentinels may begin a failover."""
     node = await _primary(stack)
     await asyncio.to_thread(node.kill)
     await _repaired(stack)
@@ -120,7 +120,7 @@ async def primary_killed_without_commits(stack: SentinelStack, chance: random.Ra
 
 @fault
 async def replica_killed(stack: SentinelStack, chance: random.Random) -> None:
-    """SIGKILL one of the two replicas; updates go on."""
+    """SIGKILL one of the two replicas: the primary refuses updates until it is back."""
     primary = await _primary(stack)
     replica = chance.choice([node for node in stack.sentinels.nodes if node is not primary])
     await asyncio.to_thread(replica.kill)

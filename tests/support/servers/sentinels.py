@@ -56,9 +56,16 @@ class Node(EmbeddedValkey):
 class Sentinels:
     """Three servers and three sentinels; the first server begins as the primary."""
 
-    def __init__(self, folder: Path, primary: EmbeddedValkey | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        primary: EmbeddedValkey | None = None,
+        *,
+        min_replicas_to_write: int = 1,
+    ) -> None:
         """``primary`` is a server that runs; without one, a server is started."""
         self._folder = folder
+        self._min_replicas_to_write = min_replicas_to_write
         self._given = primary
         self._stack = ExitStack()
         self.nodes: list[EmbeddedValkey] = []
@@ -134,7 +141,7 @@ class Sentinels:
             "masterauth": self.nodes[0].password,
             "repl-diskless-sync-delay": "0",
             # An isolated primary accepts nothing that would be lost.
-            "min-replicas-to-write": "1",
+            "min-replicas-to-write": str(self._min_replicas_to_write),
             "min-replicas-max-lag": "2",
         }
 
