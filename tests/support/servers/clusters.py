@@ -332,6 +332,9 @@ class Cluster:
         views = {tuple(_view(node)) for node in self.nodes}
         if len(views) != 1 or sum(last - first + 1 for first, last, _ in views.pop()) != SLOTS:
             return "the nodes do not agree about a primary of every slot"
+        told = {one.port for one in self.terminators.values()}
+        if told and any(not _ports_told(node) <= told for node in self.nodes):
+            return "not every node knows the ports for clients"
         failed = [node.port for node in self.nodes if _state(node) != "ok"]
         behind = [n.port for n in self.nodes if n.role != "master" and _link(n) != "up"]
         return f"failed {failed}, not connected {behind}" if failed or behind else ""
@@ -484,6 +487,11 @@ def _spans(slots: Iterable[int]) -> list[tuple[int, int]]:
         else:
             spans.append((slot, slot))
     return spans
+
+
+def _ports_told(node: Node) -> set[int]:
+    """Return the ports of primaries and replicas that a node tells its clients."""
+    return {int(one[1]) for span in node.call("CLUSTER", "SLOTS") for one in span[2:]}
 
 
 def _state(node: Node) -> str:

@@ -21,6 +21,7 @@ from cli.target import RunningSystem, write_state_file
 from scoreboard.ledger import migrations
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.forked import run_forked
+from tests.support.eventually import eventually
 from tests.support.servers.clusters import Cluster
 from tests.support.servers.forked_service import ForkedService
 from tests.support.servers.postgres_template import copy_postgres
@@ -116,7 +117,13 @@ class System:
         )
         write_state_file(self.folder, running)
         create = ("board", "create", "main", "--if-missing", "--partitions", str(self.partitions))
-        assert self.run(*create).returncode == 0
+
+        def is_created() -> bool:  # on a busy machine, servers may not answer in time at first
+            created = self.run(*create)
+            assert created.returncode == 0, created.stderr
+            return True
+
+        eventually(is_created)
         assert self.run("reseed", "--if-uninitialised").returncode == 0
         health = {
             "flusher": ports["flusher_health"],
