@@ -278,6 +278,14 @@ class _Surroundings(Struct):
     """The index of the first of ``near``."""
     near: list[_Member]
 
+    def width(self, around: int) -> int:
+        """Return the rows that another partition may add on each side.
+
+        Each side needs as many rows as the other may lack: at most those that it lacks in the
+        user's own partition, which is the only one that was read.
+        """
+        return 2 * around - min(around, self.index, self.total - 1 - self.index)
+
     def cut(self, around: int) -> None:
         """Sort the members of all partitions, and keep the window around the user.
 
@@ -476,8 +484,6 @@ class Boards(Partitions):
         second one.
         """
         partitions = known.layout.partitions
-        # Neighbours of other partitions may fill a whole window on either side.
-        width = around if partitions == 1 else 2 * around
         by_home: dict[int, list[str]] = {}
         for user_id in user_ids:
             by_home.setdefault(partition_of(user_id, partitions), []).append(user_id)
@@ -486,7 +492,7 @@ class Boards(Partitions):
             _STANDING,
             board,
             known,
-            [(home, [arg for user in users for arg in (user, width)]) for home, users in asked],
+            [(home, [arg for user in users for arg in (user, around)]) for home, users in asked],
         )
         found: list[_Surroundings] = []
         for (home, users), (places, number) in zip(asked, read, strict=True):
@@ -508,14 +514,14 @@ class Boards(Partitions):
                     if place.index >= 0
                 ]
         for some in _parts(found) if partitions > 1 else ():
-            await self._add_other_partitions(board, known, some, width)
+            await self._add_other_partitions(board, known, some, around)
             for one in some if around else ():
                 with checking_reply(_STANDING.script.name):
                     one.cut(around)
         return found
 
     async def _add_other_partitions(
-        self, board: str, known: _Known, users: Sequence[_Surroundings], width: int
+        self, board: str, known: _Known, users: Sequence[_Surroundings], around: int
     ) -> None:
         """Add what users of up to one call have above and beside them in other partitions."""
         asked = [
@@ -530,7 +536,11 @@ class Boards(Partitions):
             [
                 (
                     number,
-                    [arg for one in others for arg in (one.packed, int(number < one.home), width)],
+                    [
+                        arg
+                        for one in others
+                        for arg in (one.packed, int(number < one.home), one.width(around))
+                    ],
                 )
                 for number, others in asked
             ],
