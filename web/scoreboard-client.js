@@ -12,11 +12,13 @@
  * Two files, no dependencies, no build step. docs/reference/browser-client.md describes every option and state.
  *
  * Invariants: a delivered board is never followed by an older one of the same epoch, across
- * reconnects too; a delay requested by the server is respected.
+ * reconnects too; a delay requested by the server is respected; after the device slept, the state is
+ * `checking` until the server has answered.
  *
  * @typedef {import("./scoreboard-protocol.js").Board} Board
  * @typedef {import("./scoreboard-protocol.js").Message} Message
- * @typedef {"connecting" | "live" | "stale" | "reconnecting" | "stopped"} State
+ * @typedef {import("./scoreboard-protocol.js").Place} Place
+ * @typedef {"connecting" | "live" | "stale" | "checking" | "reconnecting" | "stopped"} State
  * @typedef {"first" | "expired" | "expiring" | "rejected" | "refused"} TokenReason
  *
  * @typedef {object} Status
@@ -34,7 +36,10 @@
  * @property {(why: {reason: TokenReason}) => Promise<string | null> | string | null} [tokenProvider]
  *   returns a current JWT, or null for none
  * @property {(board: Board, how: {isSnapshot: boolean}) => void} [onBoard]
- *   called with each newer board; `isSnapshot` marks the first one of a connection
+ *   called with each newer board, and with the same board when names arrive; `isSnapshot` marks the
+ *   first one of a connection
+ * @property {(place: Place) => void} [onPlace]  called with the place of a watched user
+ * @property {(viewers: number) => void} [onViewers]  called when the number of viewers changes
  * @property {(status: Status) => void} [onStatus]  called when the status changes
  * @property {(error: {code: string, detail?: string}) => void} [onError]
  *   called with errors that do not end the connection
@@ -45,6 +50,7 @@
 import {
   backoffMs,
   closeAction,
+  isAhead,
   isNewer,
   parseMessage,
   subprotocols,
@@ -61,6 +67,11 @@ const PROVIDER_MS = 15_000;
 const SETTLED_MS = 10_000;
 /** The server accepts one `sync` per second and one `auth` per 10 seconds. */
 const SYNC_INTERVAL_MS = 2_000;
+/** How long the answer to a check may take. */
+const CHECK_MS = 3_000;
+/** A timer that is this much late was held up by sleep. */
+const GAP_MS = 6_000;
+const TICK_MS = 2_000;
 const RENEW_INTERVAL_MS = 10_000;
 const RENEW_ATTEMPTS = 4;
 /** A proxy that rejects a token looks like a lost network; after so many, get a new token. */
@@ -102,12 +113,17 @@ class Connection {
   #silentFailures = 0; // connections in a row that ended before any message
   #renewal = 0; // attempt number of the renewal under way; 0 for none
   #openedAtMs = 0;
-  #syncedAtMs = -Infinity;
+  #syncedAtMs = -Infinity; // by the wall clock: others can stand still during sleep
+  #heardAtMs = -Infinity; // the same
+  #isChecking = false;
   /** @type {Message | null} */ #bye = null;
   #hasMessage = false;
   #hasTried = false;
   #isStale = false;
-  #onOnline = () => this.#reconnectOnline();
+  #listeners = new AbortController();
+  /** @type {string[]} */ #watched = [];
+  /** @type {Map<string, Place>} */ #places = new Map();
+  /** @type {number | null} */ #viewers = null;
 
   /** @param {Options} options */
   constructor(options) {
@@ -115,7 +131,7 @@ class Connection {
     this.#url = webSocketUrl(options.url, options.board);
     this.#random = options.random ?? Math.random;
     this.#token = options.token ?? null;
-    globalThis.addEventListener?.("online", this.#onOnline);
+    this.#listen();
     const generation = this.#generation;
     // Deferred, so that the caller has the connection before the first callback.
     queueMicrotask(() => {
@@ -137,12 +153,26 @@ class Connection {
 
   /** Request the current board; return whether the request was sent. */
   sync() {
-    const nowMs = performance.now();
+    const nowMs = Date.now();
     const socket = this.#socket;
-    if (socket?.readyState !== 1 || nowMs - this.#syncedAtMs < SYNC_INTERVAL_MS) return false;
+    if (socket?.readyState !== 1) return false;
+    if (Math.abs(nowMs - this.#syncedAtMs) < SYNC_INTERVAL_MS) return false;
     this.#syncedAtMs = nowMs;
     socket.send('{"type":"sync"}');
     return true;
+  }
+
+  /**
+   * Follow the places of these users instead of those before; `onPlace` is called with them.
+   * Servers that do not know places answer with an error.
+   *
+   * @param {string[]} userIds  at most five
+   */
+  watch(userIds) {
+    const wasWatching = this.#watched.length > 0;
+    this.#watched = [...userIds];
+    this.#places.clear();
+    if (this.#hasMessage && (wasWatching || userIds.length > 0)) this.#sendWatched();
   }
 
   /**
@@ -153,7 +183,7 @@ class Connection {
     const { state, retryAtMs, isMandated, reason } = this.#status;
     if (state === "stopped" && reason !== "closed") {
       this.#failures = this.#rejections = this.#silentFailures = 0;
-      globalThis.addEventListener?.("online", this.#onOnline);
+      this.#listen();
       this.#update({ state: "reconnecting", ...NO_FAILURE });
       this.#open("first");
       return true;
@@ -254,7 +284,10 @@ class Connection {
   /** @param {unknown} data */
   #onMessage(data) {
     const message = typeof data === "string" ? parseMessage(data) : null;
-    this.#watch(SILENCE_MS);
+    this.#heardAtMs = Date.now();
+    // What arrived before the sleep proves nothing: only a board answers a check.
+    if (message?.type === "leaderboard") this.#isChecking = false;
+    if (!this.#isChecking) this.#watch(SILENCE_MS);
     if (message === null) {
       this.#report({ code: "bad-frame" });
       return;
@@ -266,7 +299,11 @@ class Connection {
       case "heartbeat":
         if (message.exp) this.#renewal = 0;
         this.#setLive();
-        if (isNewer(this.#board, /** @type {Board & Message} */ (message))) this.sync();
+        this.#count(message.viewers);
+        if (isAhead(this.#board, /** @type {Board & Message} */ (message))) this.sync();
+        break;
+      case "place":
+        this.#onPlace(/** @type {Place & Message} */ (message));
         break;
       case "status":
         this.#isStale = message.state === "stale";
@@ -295,15 +332,39 @@ class Connection {
     }
     const isSnapshot = !this.#hasMessage;
     this.#setLive();
+    this.#count(received.viewers);
     // Positions of different boards do not compare; the server's default board can change.
     if (this.#board?.board === received.board && !isNewer(this.#board, received)) return;
     this.#board = received;
     this.#call("onBoard", received, { isSnapshot });
   }
 
+  /** @param {Place} place */
+  #onPlace(place) {
+    const before = this.#places.get(place.userId);
+    if (before?.board === place.board && !isNewer(before, place)) return;
+    this.#places.set(place.userId, place);
+    this.#call("onPlace", place);
+  }
+
+  /** @param {unknown} viewers */
+  #count(viewers) {
+    if (!Number.isSafeInteger(viewers) || viewers === this.#viewers) return;
+    this.#viewers = /** @type {number} */ (viewers);
+    this.#call("onViewers", this.#viewers);
+  }
+
+  #sendWatched() {
+    if (this.#socket?.readyState !== 1) return;
+    this.#socket.send(JSON.stringify({ type: "watch", userIds: this.#watched }));
+  }
+
   #setLive() {
+    const isFirst = !this.#hasMessage;
     this.#hasMessage = true;
     this.#silentFailures = 0;
+    if (isFirst && this.#watched.length > 0) this.#sendWatched();
+    if (this.#isChecking) return;
     this.#update({ state: this.#isStale ? "stale" : "live", ...NO_FAILURE });
   }
 
@@ -409,13 +470,14 @@ class Connection {
   #stop(reason, code) {
     if (this.#status.state === "stopped" && reason !== "closed") return;
     this.#abandon();
-    globalThis.removeEventListener?.("online", this.#onOnline);
+    this.#listeners.abort();
     this.#update({ state: "stopped", ...NO_FAILURE, reason, code });
   }
 
   /** Cancel what is under way; return the number of the new generation. */
   #abandon() {
     clearTimeout(this.#timer);
+    this.#isChecking = false;
     const socket = this.#socket;
     this.#socket = null;
     if (socket !== null) {
@@ -430,6 +492,39 @@ class Connection {
   #watch(limitMs) {
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#wait("silent", null), limitMs);
+  }
+
+  // --- after sleep ---
+
+  #listen() {
+    this.#listeners.abort();
+    this.#listeners = new AbortController();
+    const { signal } = this.#listeners;
+    const onWake = () => globalThis.document?.hidden || this.#check();
+    globalThis.addEventListener?.("online", () => this.#reconnectOnline(), { signal });
+    globalThis.addEventListener?.("pageshow", onWake, { signal });
+    globalThis.document?.addEventListener("visibilitychange", onWake, { signal });
+    globalThis.document?.addEventListener("resume", onWake, { signal });
+    let tickedAtMs = Date.now();
+    const ticker = setInterval(() => {
+      const gapMs = Date.now() - tickedAtMs;
+      tickedAtMs = Date.now();
+      if (gapMs > GAP_MS) onWake();
+    }, TICK_MS);
+    signal.addEventListener("abort", () => clearInterval(ticker));
+  }
+
+  /** Ask the server for the board, and reconnect if it does not answer soon. */
+  #check() {
+    const { state } = this.#status;
+    this.#reconnectOnline();
+    if (state !== "live" && state !== "stale") return;
+    if (Math.abs(Date.now() - this.#heardAtMs) < SYNC_INTERVAL_MS) return;
+    this.sync();
+    this.#isChecking = true;
+    this.#update({ state: "checking" });
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#open("expired"), CHECK_MS);
   }
 
   #reconnectOnline() {
@@ -459,7 +554,7 @@ class Connection {
   /**
    * Call a callback; report its error to the page without ending the connection.
    *
-   * @param {"onBoard" | "onStatus" | "onError"} name
+   * @param {"onBoard" | "onPlace" | "onStatus" | "onViewers" | "onError"} name
    * @param {any[]} values
    */
   #call(name, ...values) {

@@ -2,9 +2,12 @@
  * The rules of the subprotocol `scoreboard.v1` for a viewer: pure functions without sockets, clocks
  * or state. scoreboard-client.js applies them.
  *
- * @typedef {{rank: number, userId: string, score: number}} Row
+ * @typedef {{rank: number, userId: string, score: number, name?: string}} Row
  * @typedef {{epoch: number, seq: number}} Position
- * @typedef {Position & {board: string, at?: number, leaderboard: Row[]}} Board
+ * @typedef {Position & {board: string, at?: number, viewers?: number, leaderboard: Row[]}} Board
+ * @typedef {Position & {board: string, userId: string, name?: string, rank: number | null,
+ *   score: number | null, total?: number, toNext?: number, toTop?: number, above?: Row[],
+ *   below?: Row[]}} Place
  * @typedef {{action: "retry" | "renew" | "stop", reason: string, floorMs?: number}} CloseAction
  * @typedef {{[name: string]: any, type: string}} Message
  */
@@ -15,12 +18,23 @@ const BACKOFF_FLOOR_MS = 500;
 const BACKOFF_CEILING_MS = 30_000;
 
 /**
- * Return whether `position` is newer than `current`, the position of the board held (null: none).
+ * Return whether a board at `position` replaces the one held, at `current` (null: none). An equal
+ * position is the same board with newer names.
  *
  * @param {Position | null} current
  * @param {Position} position
  */
 export function isNewer(current, position) {
+  return current === null || position.epoch !== current.epoch || position.seq >= current.seq;
+}
+
+/**
+ * Return whether the server, at `position`, has a board that the viewer, at `current`, lacks.
+ *
+ * @param {Position | null} current
+ * @param {Position} position
+ */
+export function isAhead(current, position) {
   return current === null || position.epoch !== current.epoch || position.seq > current.seq;
 }
 
@@ -116,6 +130,7 @@ export function parseMessage(text) {
   if (message === null || typeof message !== "object") return null;
   if (message.type === "leaderboard") return isBoard(message) ? message : null;
   if (message.type === "heartbeat") return isPosition(message) ? message : null;
+  if (message.type === "place") return isPlace(message) ? message : null;
   return typeof message.type === "string" ? message : null;
 }
 
@@ -130,14 +145,27 @@ function isBoard(message) {
     isPosition(message) &&
     typeof message.board === "string" &&
     Array.isArray(message.leaderboard) &&
-    message.leaderboard.every(
-      (row) =>
-        row !== null &&
-        typeof row === "object" &&
-        Number.isSafeInteger(row.rank) &&
-        Number.isSafeInteger(row.score) &&
-        typeof row.userId === "string",
-    )
+    message.leaderboard.every(isRow)
+  );
+}
+
+/** @param {any} row */
+function isRow(row) {
+  return (
+    row !== null &&
+    typeof row === "object" &&
+    Number.isSafeInteger(row.rank) &&
+    Number.isSafeInteger(row.score) &&
+    typeof row.userId === "string"
+  );
+}
+
+/** @param {{[name: string]: any}} message */
+function isPlace(message) {
+  return (
+    isPosition(message) &&
+    typeof message.board === "string" &&
+    (isRow(message) || (typeof message.userId === "string" && message.rank === null))
   );
 }
 

@@ -23,6 +23,7 @@ CONNECT = """
 async ({ url, board, token, tokens, random = 0 }) => {
   const { connect } = await import("/scoreboard-client.js");
   Object.assign(window, { boards: [], statuses: [], errors: [], reasons: [], waits: [] });
+  Object.assign(window, { places: [], viewers: [] });
   const tokenProvider = ({ reason }) => {
     reasons.push(reason);
     const next = tokens.shift() ?? null;
@@ -39,6 +40,8 @@ async ({ url, board, token, tokens, random = 0 }) => {
       if (retryAtMs !== null) waits.push(retryAtMs - Date.now());
     },
     onError: ({ code }) => errors.push(code),
+    onPlace: (place) => places.push(place),
+    onViewers: (count) => viewers.push(count),
   });
 }
 """
@@ -188,15 +191,31 @@ async def test_first_board_of_a_connection_is_marked_as_a_snapshot(connect, site
     assert await client.recorded("boards") == [[1, 4, True], [1, 5, False]]
 
 
-async def test_only_newer_boards_and_other_epochs_are_delivered(connect, site: FakeSite):
+async def test_no_older_board_is_delivered_unless_the_epoch_differs(connect, site: FakeSite):
     client = await connect()
     await client.wait_for_board(1, 0)
 
-    for epoch, seq in [(1, 5), (1, 5), (1, 4), (1, 9), (2, 3), (2, 2), (2, 4)]:
+    for epoch, seq in [(1, 5), (1, 4), (1, 9), (1, 9), (2, 3), (2, 2), (2, 4)]:
         await site.send(**site.board_message(epoch=epoch, seq=seq))
 
     await client.wait_for_board(2, 4)
-    assert await client.positions() == [[1, 0], [1, 5], [1, 9], [2, 3], [2, 4]]
+    assert await client.positions() == [[1, 0], [1, 5], [1, 9], [1, 9], [2, 3], [2, 4]]
+
+
+async def test_the_same_board_with_names_is_delivered(connect, site: FakeSite):
+    await site.send_board(("alice", 10))
+    client = await connect()
+    await client.wait_for_board(1, 1)
+
+    named = [{"rank": 1, "userId": "alice", "name": "Alice", "score": 10}]
+    await site.send(**site.board_message(leaderboard=named))
+
+    await eventually_async(lambda: client.recorded("boards.length === 2"))
+    assert await client.recorded("connection.board.leaderboard") == named
+    await site.send(type="heartbeat", board="main", epoch=1, seq=1, at=0)
+    await site.send(type="error", code="marker")
+    await eventually_async(lambda: client.recorded("errors.length"))
+    assert site.received == []  # no sync for the board that it has
 
 
 async def test_board_with_another_name_is_reported_and_ignored(connect, site: FakeSite):
@@ -295,6 +314,166 @@ async def test_stale_and_live_follow_the_server(connect, site: FakeSite):
     assert await client.recorded("statuses") == ["connecting", "live", "stale", "live"]
 
 
+# --- places and viewers ---------------------------------------------------------------------------
+
+
+def place_message(**changes: Any) -> dict[str, Any]:
+    return {
+        "type": "place",
+        "board": "main",
+        "epoch": 1,
+        "seq": 7,
+        "at": 0,
+        "userId": "me",
+        "rank": 23,
+        "score": 1_200,
+        "total": 100,
+        "toNext": 15,
+        "toTop": 310,
+        "above": [],
+        "below": [],
+    } | changes
+
+
+async def test_watched_users_are_named_on_every_connection(connect, site: FakeSite):
+    client = await connect()
+    await client.page.evaluate("connection.watch(['me'])")
+    watch = {"type": "watch", "userIds": ["me"]}
+    await eventually_async(lambda: site.received == [watch])
+
+    await site.close_viewers(1012)
+    await client.wait_for_reconnects(1)
+    await client.advance(1)
+    await eventually_async(lambda: site.received == [watch, watch])
+
+    await client.page.evaluate("connection.watch([])")
+    await eventually_async(lambda: site.received[2:] == [{"type": "watch", "userIds": []}])
+
+
+async def test_a_client_that_watches_nobody_sends_nothing(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+
+    await client.page.evaluate("connection.watch([])")
+    await client.page.evaluate("connection.sync()")
+
+    await eventually_async(lambda: site.received)
+    assert site.received == [{"type": "sync"}]
+
+
+async def test_places_are_delivered_and_never_older_ones(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+
+    for message in (
+        place_message(),
+        place_message(seq=6, rank=30),
+        place_message(rank="first"),
+        place_message(seq=8, rank=None, score=None),
+    ):
+        await site.send(**message)
+
+    await eventually_async(lambda: client.recorded("places.length === 2"))
+    assert await client.recorded("places.map(({ rank }) => rank)") == [23, None]
+    assert await client.recorded("errors") == ["bad-frame"]
+
+
+async def test_the_number_of_viewers_is_reported_when_it_changes(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+
+    beat = {"type": "heartbeat", "board": "main", "epoch": 1, "seq": 0, "at": 0}
+    await site.send(**beat, viewers=12)
+    await site.send(**beat, viewers=12)
+    await site.send(**site.board_message(seq=1, viewers=13))
+
+    await eventually_async(lambda: client.recorded("viewers.length === 2"))
+    assert await client.recorded("viewers") == [12, 13]
+
+
+# --- after sleep ----------------------------------------------------------------------------------
+
+WAKE = """
+  Object.defineProperty(document, "hidden", { value: false, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange")); 0
+"""
+
+
+async def test_a_device_that_slept_asks_for_the_board_at_once(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+    await client.page.clock.run_for(2_500)
+    site.seq = 4
+
+    await client.page.evaluate(WAKE)
+
+    await client.wait_for_board(1, 4)
+    await client.wait_for_status("live")
+    assert await client.recorded("statuses") == ["connecting", "live", "checking", "live"]
+    assert site.received == [{"type": "sync"}]
+    await wait_for_handshakes(site, 1)
+
+
+async def test_a_timer_that_is_late_means_sleep(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+
+    await client.advance(20)
+
+    await eventually_async(lambda: site.received == [{"type": "sync"}])
+    await client.wait_for_status("live")
+    assert "checking" in await client.recorded("statuses")
+
+
+async def test_a_connection_that_died_in_sleep_is_replaced_within_seconds(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+    await stop_clock(client.page)
+    await client.page.clock.run_for(2_500)
+    site.answers_sync = False
+
+    await client.page.evaluate(WAKE)
+    assert await client.status() == "checking"
+    # What was sent before the sleep does not prove that the connection lives.
+    await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0)
+    await site.send(type="error", code="marker")
+    await eventually_async(lambda: client.recorded("errors.length"))
+    assert await client.status() == "checking"
+    await client.page.clock.run_for(2_900)
+    await wait_for_handshakes(site, 1)
+    await client.page.clock.run_for(200)
+
+    await wait_for_handshakes(site, 2)
+    await client.wait_for_status("live")
+
+
+async def test_waking_while_waiting_shortens_the_wait(connect, site: FakeSite, guard: PageGuard):
+    guard.expect_lost_server()
+    client = await connect(random=1)
+    await client.wait_for_status("live")
+    await stop_clock(client.page)
+    await site.stop_streamer()
+    await client.wait_for_reconnects(1)
+    await site.start_streamer()
+
+    await client.page.evaluate(WAKE)
+    await client.page.clock.run_for(1_000)
+
+    await client.wait_for_status("live")
+
+
+async def test_a_live_connection_is_not_checked(connect, site: FakeSite):
+    client = await connect()
+    await client.wait_for_status("live")
+    await site.send_board(("alice", 1))
+    await client.wait_for_board(1, 1)
+
+    await client.page.evaluate(WAKE)
+
+    assert await client.status() == "live"
+    assert site.received == []
+
+
 # --- lost connections -----------------------------------------------------------------------------
 
 
@@ -314,7 +493,6 @@ async def test_server_restart_delivers_no_older_board(
     await site.start_streamer()
     await client.advance(31)
     await client.wait_for_status("live")
-    await site.send_board(("alice", 2), seq=50)
     await site.send_board(("alice", 3), seq=51)
 
     await client.wait_for_board(1, 51)
@@ -326,9 +504,9 @@ async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect,
     await client.wait_for_status("live")
 
     await stop_clock(client.page)
-    await client.advance(35)
+    await client.page.clock.run_for(35_000)
     assert await client.status() == "live"
-    await client.advance(3)
+    await client.page.clock.run_for(3_000)
     assert await client.status() == "reconnecting: silent"
     await client.advance(31)
 
@@ -341,7 +519,7 @@ async def test_heartbeats_keep_a_quiet_connection(connect, site: FakeSite):
     await client.wait_for_status("live")
 
     for seq in (3, 4, 5):
-        await client.advance(30)
+        await client.page.clock.run_for(30_000)
         await site.send_board(("alice", seq), seq=seq)
         await client.wait_for_board(1, seq)
 
@@ -611,7 +789,7 @@ async def test_failed_renewal_is_retried_on_the_same_connection(connect, site: F
 
     await site.send(type="auth_expiring", exp=int(time.time()) + 30, grace_ms=25_000)
     await eventually_async(lambda: client.recorded("errors.length"))
-    await client.advance(11)
+    await client.page.clock.run_for(11_000)
 
     await eventually_async(lambda: site.received == [{"type": "auth", "token": new}])
     await wait_for_handshakes(site, 1)
@@ -626,13 +804,13 @@ async def test_renewal_that_the_server_could_not_check_is_retried(connect, site:
 
     await site.send(type="error", code="keys-unavailable", detail="try again in 10 seconds")
     await eventually_async(lambda: client.recorded("errors.length"))
-    await client.advance(11)
+    await client.page.clock.run_for(11_000)
     await eventually_async(lambda: site.received == [{"type": "auth", "token": new}] * 2)
 
     await site.send(type="heartbeat", board="main", epoch=1, seq=0, at=0, exp=int(time.time()))
     await site.send(type="error", code="malformed", detail="about something else")
     await eventually_async(lambda: client.recorded("errors.length === 2"))
-    await client.advance(11)
+    await client.page.clock.run_for(11_000)
     assert len(site.received) == 2
 
 

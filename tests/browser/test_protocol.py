@@ -41,17 +41,22 @@ async def call(browser: Browser) -> AsyncIterator[Call]:
         (None, (1, 0), True),
         ((1, 5), (1, 6), True),
         ((1, 5), (1, 900), True),
-        ((1, 5), (1, 5), False),
+        ((1, 5), (1, 5), True),
         ((1, 5), (1, 4), False),
         ((1, 5), (2, 0), True),
         ((2, 5), (1, 900), True),
     ],
 )
-async def test_board_is_newer_with_another_epoch_or_a_greater_seq(call, current, frame, is_newer):
+async def test_board_is_taken_with_another_epoch_or_a_seq_that_is_not_less(
+    call, current, frame, is_newer
+):
     def position(pair):
         return None if pair is None else {"epoch": pair[0], "seq": pair[1]}
 
     assert await call("isNewer", position(current), position(frame)) is is_newer
+    # An equal position needs no sync.
+    is_ahead = is_newer and current != frame
+    assert await call("isAhead", position(current), position(frame)) is is_ahead
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 6, 40, 2000])

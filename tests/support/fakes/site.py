@@ -5,8 +5,9 @@
         await site.send(type="status", state="stale")
         await site.close_viewers(4401)
 
-The streamer speaks `scoreboard.v1` on one port; the web server serves `web/` on another, with the
-policy of the api. tests/browser/test_real_system.py uses the real services.
+The streamer speaks `scoreboard.v1` on one port; the web server serves `web/` on another, as the api
+does: the page with merged files, and its policy. `api_replies` maps paths to answers of the api.
+tests/browser/test_real_system.py uses the real services.
 """
 
 import json
@@ -14,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +24,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from api.endpoints.merged_page import MergedPage
 from api.endpoints.static_files import content_security_policy as page_policy
 from scoreboard.runtime.resources import web_path
 from scoreboard.runtime.settings import load
@@ -32,6 +35,7 @@ BLANK = b'<!doctype html><title>blank</title><link rel="icon" href="data:,">'
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
     ".json": "application/json",
@@ -63,11 +67,14 @@ class FakeSite:
     rows: list[dict[str, Any]] = field(default_factory=list)
     reject_status: HTTPStatus | None = None
     sends_snapshot: bool = True
+    answers_sync: bool = True
     api_status: HTTPStatus = HTTPStatus.NOT_FOUND
     handshakes: list[Handshake] = field(default_factory=list)
     received: list[dict[str, Any]] = field(default_factory=list)
     close_at_once: int | None = None
     config: dict[str, Any] | None = None
+    api_replies: dict[str, Any] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
     viewers: set[ServerConnection] = field(default_factory=set)
     _pages: Server | None = None
     _streamer: Server | None = None
@@ -170,7 +177,7 @@ class FakeSite:
             async for text in viewer:
                 message = json.loads(text)
                 self.received.append(message)
-                if message["type"] == "sync":
+                if message["type"] == "sync" and self.answers_sync:
                     await viewer.send(json.dumps(self.board_message()))
         except ConnectionClosed:
             pass
@@ -188,21 +195,39 @@ class FakeSite:
 
     def _serve_page(self, viewer: ServerConnection, request: Request) -> Response | None:
         path = urlsplit(request.path).path
+        self.requests.append(request.path)
         if path == "/ws/scoreboard":
             return self._handle_handshake(viewer, request)
         if path == "/config.json":
             config = {"ws": self.ws_url} if self.config is None else self.config
             return _answer(HTTPStatus.OK, json.dumps(config).encode(), ".json")
         if path.startswith("/api/"):
-            return _answer(self.api_status, b"{}", ".json")
+            known: dict[str, Any] = {"/api/boards": {"boards": []}} | self.api_replies
+            status = HTTPStatus.OK if path in known else self.api_status
+            return _answer(status, json.dumps(known.get(path, {})).encode(), ".json")
         settings = load({"REDIS_URL": "redis://none", "SCOREBOARD_WS_PUBLIC_URL": self.ws_url})
         policy = ("Content-Security-Policy", page_policy(settings, "/"))
+        found = self._find_file(path)
+        return (
+            _answer(HTTPStatus.NOT_FOUND)
+            if found is None
+            else _answer(HTTPStatus.OK, *found, policy)
+        )
+
+    def _find_file(self, path: str) -> tuple[bytes, str] | None:
+        """Return content and suffix of a file; None if there is none at the path."""
+        merged = MergedPage(web_path(), "index.html")
+        file = (web_path() / path.lstrip("/")).resolve()
+        if path == "/":
+            config = {"ws": self.ws_url} if self.config is None else self.config
+            return merged.html(json.dumps(config).encode()), ".html"
         if path == "/blank.html":
-            return _answer(HTTPStatus.OK, BLANK, ".html", policy)
-        file = (web_path() / (path.lstrip("/") or "index.html")).resolve()
-        if not file.is_relative_to(web_path().resolve()) or not file.is_file():
-            return _answer(HTTPStatus.NOT_FOUND)
-        return _answer(HTTPStatus.OK, file.read_bytes(), file.suffix, policy)
+            return BLANK, ".html"
+        if path in merged.assets:
+            return merged.assets[path].content, Path(path).suffix
+        if file.is_relative_to(web_path().resolve()) and file.is_file():
+            return file.read_bytes(), file.suffix
+        return None
 
 
 def _select_subprotocol(viewer: ServerConnection, offered: Any) -> str:
