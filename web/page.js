@@ -270,12 +270,13 @@ function offerSignIn(oauth) {
 /**
  * Show the final standings of the season of the page's address; return false if it is not over.
  *
+ * @param {string} name  of the board
  * @param {string} season
  */
-async function showSeason(season) {
+async function showSeason(name, season) {
   const url = new URL("/api/scores/leaderboard?limit=10&names=true", location.href);
   url.searchParams.set("season", season);
-  if (requestedBoard) url.searchParams.set("board", requestedBoard);
+  url.searchParams.set("board", name);
   const headers = signIn?.token ? { Authorization: `Bearer ${signIn.token}` } : undefined;
   let response;
   try {
@@ -284,7 +285,7 @@ async function showSeason(season) {
       const standings = await response.json();
       if (standings.endsAt !== undefined) return false;
       isFinal = true;
-      onBoard({ ...standings, board: requestedBoard || "main" }, { isSnapshot: true });
+      onBoard({ ...standings, board: name }, { isSnapshot: true });
       return true;
     }
   } catch {
@@ -305,7 +306,7 @@ async function start() {
   }
   const { ws, oauth } = await readConfig();
   if (!isWall()) offerSignIn(oauth);
-  if (requestedSeason !== null && (await showSeason(requestedSeason))) return;
+  if (requestedBoard && requestedSeason && (await showSeason(requestedBoard, requestedSeason))) return;
   const tokenProvider = isPrivate ? () => signIn?.token ?? null : undefined;
   const url = ws || SAME_ORIGIN;
   connection = connect({

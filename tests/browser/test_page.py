@@ -324,7 +324,7 @@ async def test_an_unknown_season_is_explained(
     open_page: OpenPage, site: FakeSite, guard: PageGuard
 ):
     guard.expect("Failed to load resource")
-    page = await open_page(f"{site.url}?season=2026-W01")
+    page = await open_page(f"{site.url}?board=main&season=2026-W01")
 
     await expect(page.locator("#panel-title")).to_have_text("No such season")
 
