@@ -12,7 +12,7 @@ XDIST  := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-places bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models clients-js nodes lambda bench soak loadtest
+.PHONY: baseline upgrade-drill elastic smoke test-cluster prove-compose prove-k8s bench-api bench-ws bench-places bench-flush bench-lua bench-memory bench-reseed bench-system bench-resources bench-boards bench-scale drill faults model help up docs reference screenshots setup test test-fast coverage check lint types layers format lock env openapi checksums wheel clients clients-python clients-go clients-models clients-js nodes lambda bench soak loadtest
 
 help:            ## show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -156,6 +156,12 @@ bench-resources: $(VENV)/.dev  ## measure memory, CPU and open files of each ser
 	$(BIN)/python -m tests.bench.resources $(BENCH_ARGS)
 
 loadtest: $(VENV)-loadtest/.done  ## install locust into .venv-loadtest, for loadtest/locustfile.py
+
+SCREENSHOTS := live-page live-page-dark live-page-phone wall wall-phone share-place admin-desk admin-phone
+
+screenshots: $(VENV)/.dev  ## take the pictures of the pages in docs/images; needs Chromium
+	$(BIN)/python -m pytest -q tests/browser/test_screenshots.py
+	cp $(SCREENSHOTS:%=.artifacts/%.png) docs/images/
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md
 	$(BIN)/python -m api.documents.openapi

@@ -7,6 +7,8 @@
  * @typedef {import("./scoreboard-protocol.js").Row} Row
  */
 
+import { displayName } from "./names.js";
+
 const INTERVAL_MS = 10_000;
 const NAME_LENGTH_MAX = 24;
 const MOVES_MAX = 2;
@@ -40,9 +42,10 @@ export function summarise(before, after) {
 }
 
 /** @param {Row} row */
-function spokenName({ userId }) {
-  const letters = [...userId];
-  return letters.length > NAME_LENGTH_MAX ? `${letters.slice(0, NAME_LENGTH_MAX).join("")}…` : userId;
+function spokenName(row) {
+  const name = displayName(row);
+  const letters = [...name];
+  return letters.length > NAME_LENGTH_MAX ? `${letters.slice(0, NAME_LENGTH_MAX).join("")}…` : name;
 }
 
 export class Announcer {

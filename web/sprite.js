@@ -1,7 +1,8 @@
 /**
  * Player avatars, derived from the user id: the same id always has the same sprite.
  *
- * Five by five cells, mirrored, in one colour. They make it easier to follow a moving row.
+ * Five by five cells, mirrored, in one of many hues; the lightness is that of the theme, in OKLCH, so
+ * that all hues are equally strong. They make it easier to follow a moving row.
  */
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -35,13 +36,26 @@ export function drawSprite(id) {
   sprite.setAttribute("viewBox", "-1.5 -1.5 8 8");
   sprite.setAttribute("aria-hidden", "true");
   sprite.setAttribute("class", "sprite");
-  sprite.style.setProperty("--hue", String(((bits >>> 15) * 137) % 360));
+  sprite.style.setProperty("--hue", String(hue(id)));
   sprite.append(path);
   return sprite;
 }
 
-/** @param {number} bits */
-function cells(bits) {
+/**
+ * Return the hue of `id`, in degrees; the golden angle spreads them.
+ *
+ * @param {string} id
+ */
+export function hue(id) {
+  return Math.round((hash(id) >>> 15) * 137.508) % 360;
+}
+
+/**
+ * Return the filled cells of a sprite.
+ *
+ * @param {number} bits
+ */
+export function cells(bits) {
   const filled = [];
   for (let y = 0; y < SIDE; y += 1) {
     for (let x = 0; x < 3; x += 1) {

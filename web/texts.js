@@ -20,6 +20,8 @@ const INCOMPATIBLE = ["Incompatible version", "This page does not match the serv
 const STOPPED = {
   "no-such-board": ["No such board", "There is no board with this name."],
   "bad-name": ["No such board", "A name has up to 32 characters: a–z, 0–9, dot, dash, underscore."],
+  "no-such-season": ["No such season", "This board has no season with this name, or its standings are gone."],
+  unreachable: ["Not connected", "The server does not respond."],
   private: ["This board is private", "Sign in to watch this board."],
   forbidden: ["Access denied", "You are not allowed to watch this board."],
   "signed-out": ["Signed out", "Your sign-in has expired. Sign in again to continue."],

@@ -1,9 +1,10 @@
 """Serves the live page, its embedded forms and the API documents: the files of the web folder.
 
-Only files that exist in the folder at startup have a path, so no request can name another file. A
-strict Content-Security-Policy lets a page load from this origin only, and connect only to this
-origin, the streamer and the issuer that signs players in. Only ``/embed``, which signs nobody in
-and has no controls, can be in a frame of another page.
+Only files that exist in the folder at startup have a path, so no request can name another file. The
+live page is served with its modules merged into one file (api.endpoints.merged_page). A strict
+Content-Security-Policy lets a page load from this origin only, and connect only to this origin, the
+streamer and the issuer that signs players in. Only ``/embed``, which signs nobody in and has no
+controls, can be in a frame of another page.
 """
 
 import asyncio
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import msgspec
 from litestar import Request, Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from api.documents.schemas import PageConfig, SignInConfig
 from api.endpoints.board_reader import etag_matches
+from api.endpoints.merged_page import MergedPage
 from scoreboard.errors import NotFound
 from scoreboard.runtime.settings import Settings, variable_name
 from scoreboard.security.origins import frame_sources
@@ -44,6 +47,7 @@ SECURITY_HEADERS: Final = {
     # File names do not change with their content: browsers revalidate, mostly with 304.
     "Cache-Control": "no-cache",
 }
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
 class _File:
@@ -130,31 +134,81 @@ def make_handlers(settings: Settings, folder: Path) -> list[HTTPRouteHandler]:
     """
     _frames(settings)
     files = find_files(folder)
+    live = files.keys() & {"/", f"/{INDEX}"}
+    others = {address: file for address, file in files.items() if address not in live}
+    handlers = _configuration_handlers(settings)
+    if others:
+        handlers.append(_file_handler(settings, others))
+    if live:
+        handlers += _live_page_handlers(settings, MergedPage(folder, INDEX), sorted(live))
+    return handlers
 
-    @get(sorted(files), include_in_schema=False)
-    async def page(request: Request[Any, Any, Any]) -> Response[bytes]:
-        address = request.scope["path"].rstrip("/") or "/"
-        file = files[address]
-        await asyncio.to_thread(file.refresh)
-        headers = {
-            **SECURITY_HEADERS,
-            "Content-Security-Policy": content_security_policy(settings, address),
-            "ETag": file.etag,
-        }
-        if etag_matches(request.headers.get("if-none-match"), file.etag):
-            return Response(b"", status_code=304, headers=headers, media_type=file.media_type)
-        return Response(file.content, headers=headers, media_type=file.media_type)
 
-    def configure(client_id: str) -> Response[PageConfig]:
-        known = PageConfig(settings.ws_public_url, sign_in_config(settings, client_id))
-        return Response(known, headers=SECURITY_HEADERS)
-
+def _configuration_handlers(settings: Settings) -> list[HTTPRouteHandler]:
     @get("/config.json", include_in_schema=False, sync_to_thread=False)
     def config() -> Response[PageConfig]:
-        return configure(settings.sign_in_client_id)
+        known = _configuration(settings, settings.sign_in_client_id)
+        return Response(known, headers=SECURITY_HEADERS)
 
     @get("/admin/config.json", include_in_schema=False, sync_to_thread=False)
     def admin_config() -> Response[PageConfig]:
-        return configure(settings.admin_sign_in_client_id or settings.sign_in_client_id)
+        client_id = settings.admin_sign_in_client_id or settings.sign_in_client_id
+        return Response(_configuration(settings, client_id), headers=SECURITY_HEADERS)
 
-    return [page, config, admin_config] if files else [config, admin_config]
+    return [config, admin_config]
+
+
+def _file_handler(settings: Settings, files: dict[str, _File]) -> HTTPRouteHandler:
+    @get(sorted(files), include_in_schema=False)
+    async def page(request: Request[Any, Any, Any]) -> Response[bytes]:
+        address = request.scope["path"].rstrip("/")
+        file = files[address]
+        await asyncio.to_thread(file.refresh)
+        policy = content_security_policy(settings, address)
+        return _respond(request, file.content, file.etag, file.media_type, policy)
+
+    return page
+
+
+def _live_page_handlers(
+    settings: Settings, merged: MergedPage, addresses: list[str]
+) -> list[HTTPRouteHandler]:
+    configuration = msgspec.json.encode(_configuration(settings, settings.sign_in_client_id))
+    policy = content_security_policy(settings, "/")
+
+    @get(addresses, include_in_schema=False)
+    async def live_page(request: Request[Any, Any, Any]) -> Response[bytes]:
+        await asyncio.to_thread(merged.refresh)
+        content = merged.html(configuration)
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return _respond(request, content, etag, "text/html", policy)
+
+    @get(sorted(merged.assets), include_in_schema=False)
+    async def asset(request: Request[Any, Any, Any]) -> Response[bytes]:
+        await asyncio.to_thread(merged.refresh)
+        found = merged.assets[request.scope["path"].rstrip("/")]
+        headers = {**SECURITY_HEADERS, "Vary": "Accept-Encoding"}
+        # During an upgrade, a page of the other version asks for another hash: it gets this
+        # version's file, and does not keep it.
+        if request.scope["query_string"] == f"v={found.digest}".encode():
+            headers["Cache-Control"] = IMMUTABLE
+        content = found.content
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+            content = found.compressed
+        return Response(content, headers=headers, media_type=found.media_type)
+
+    return [live_page, asset]
+
+
+def _configuration(settings: Settings, client_id: str) -> PageConfig:
+    return PageConfig(settings.ws_public_url, sign_in_config(settings, client_id))
+
+
+def _respond(
+    request: Request[Any, Any, Any], content: bytes, etag: str, media_type: str, policy: str
+) -> Response[bytes]:
+    headers = {**SECURITY_HEADERS, "Content-Security-Policy": policy, "ETag": etag}
+    if etag_matches(request.headers.get("if-none-match"), etag):
+        return Response(b"", status_code=304, headers=headers, media_type=media_type)
+    return Response(content, headers=headers, media_type=media_type)

@@ -504,11 +504,13 @@ async def test_silence_longer_than_two_heartbeats_and_a_half_reconnects(connect,
     await client.wait_for_status("live")
 
     await stop_clock(client.page)
-    await client.page.clock.run_for(35_000)
+    await site.send(type="error", code="the last message")
+    await eventually_async(lambda: client.recorded("errors.length"))
+    await client.page.clock.run_for(36_900)
     assert await client.status() == "live"
-    await client.page.clock.run_for(3_000)
+    await client.page.clock.run_for(200)
     assert await client.status() == "reconnecting: silent"
-    await client.advance(31)
+    await client.page.clock.run_for(600)
 
     await client.wait_for_status("live")
     await wait_for_handshakes(site, 2)

@@ -150,7 +150,9 @@ async def test_page_shows_a_redis_outage_and_its_end(
     open_page: OpenPage,
     system: System,
     game_server: GameServer,
+    guard: PageGuard,
 ):
+    guard.expect_lost_server()  # the page may ask for the list of boards in the outage
     await game_server.score("fourth-alice", 100_000)
     page = await open_page(f"{system.api}/")
     await wait_for_rows(page, ["1", "fourth-alice", "100,000"])

@@ -188,3 +188,12 @@ def test_the_vendored_viewer_includes_its_licence() -> None:
     folder = web_path() / "docs" / "swagger-ui"
     assert "Apache License" in (folder / "LICENSE").read_text(encoding="utf-8")
     assert (folder / "NOTICE").read_text(encoding="utf-8").startswith("swagger-ui")
+
+
+def test_the_vendored_qr_library_includes_its_licence() -> None:
+    folder = web_path() / "vendor" / "uqr"
+    licence = (folder / "LICENSE").read_text(encoding="utf-8")
+    assert licence.startswith("MIT License")
+    assert (folder / "NOTICE").read_text(encoding="utf-8").startswith("uqr")
+    for line in (folder / "NOTICE").read_text(encoding="utf-8").splitlines()[1:]:
+        assert line.removeprefix("Copyright (c) ") in licence

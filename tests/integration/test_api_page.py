@@ -1,6 +1,8 @@
 """The live page, the served documents, and names on the leaderboard."""
 
+import json
 import re
+from html import unescape
 from pathlib import Path
 
 import psycopg
@@ -96,6 +98,37 @@ async def test_etag_weakened_by_a_compressing_proxy_still_matches(start_api: Sta
     assert again.status_code == 304
 
 
+async def test_the_files_of_the_page_are_kept_by_browsers_for_good(start_api: StartApi) -> None:
+    client = await start_api(open=())
+    html = (await client.get("/")).text
+    addresses = re.findall(r'"(/live\.(?:js|css)\?v=[0-9a-f]{16})"', html)
+    assert len(addresses) == 2
+    for address in addresses:
+        answer = await client.get(address, headers={"Accept-Encoding": "gzip"})
+        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert answer.headers["content-encoding"] == "gzip"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        plain = await client.get(address, headers={"Accept-Encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert plain.content == answer.content  # the client has decompressed it
+        assert plain.headers["vary"] == "Accept-Encoding"
+
+
+async def test_a_page_of_another_version_gets_a_file_that_is_not_kept(start_api: StartApi) -> None:
+    """Behind a gateway, two versions answer one page during an upgrade."""
+    client = await start_api(open=())
+    answer = await client.get("/live.js?v=0000000000000000")
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-cache"
+
+
+async def test_the_page_contains_its_configuration(start_api: StartApi) -> None:
+    client = await start_api(open=(), ws_public_url="ws://127.0.0.1:1/ws")
+    html = (await client.get("/")).text
+    content = re.findall(r'<meta name="scoreboard-config" content="([^"]*)">', html)
+    assert json.loads(unescape(content[0])) == (await client.get("/config.json")).json()
+
+
 async def test_everything_the_pages_load_is_served_by_the_api(start_api: StartApi) -> None:
     client = await start_api(open=())
     for page in ("/", "/admin", "/docs", "/embed", "/overlay"):
@@ -103,6 +136,8 @@ async def test_everything_the_pages_load_is_served_by_the_api(start_api: StartAp
         found = re.findall(r'(?:src|href)="([^"#]+)"', html)
         assert found
         for address in found:
+            if address.startswith(("data:", "?")):
+                continue
             answer = await client.get(address if address.startswith("/") else f"/{address}")
             assert answer.status_code == 200, address
 

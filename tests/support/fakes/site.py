@@ -5,8 +5,9 @@
         await site.send(type="status", state="stale")
         await site.close_viewers(4401)
 
-The streamer speaks `scoreboard.v1` on one port; the web server serves `web/` on another, with the
-policy of the api. tests/browser/test_real_system.py uses the real services.
+The streamer speaks `scoreboard.v1` on one port; the web server serves `web/` on another, as the api
+does: the page with merged files, and its policy. `api_replies` maps paths to answers of the api.
+tests/browser/test_real_system.py uses the real services.
 """
 
 import json
@@ -14,6 +15,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +24,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from api.endpoints.merged_page import MergedPage
 from api.endpoints.static_files import EMBED, OVERLAY
 from api.endpoints.static_files import content_security_policy as page_policy
 from scoreboard.runtime.resources import web_path
@@ -32,10 +35,13 @@ HOST = "127.0.0.1"
 BLANK = b'<!doctype html><title>blank</title><link rel="icon" href="data:,">'
 # A page of somebody else, without a policy.
 FOREIGN = '<!doctype html><title>foreign</title><link rel="icon" href="data:,">'
+FOREIGN_PATH = "/foreign.html"
+
 FRAME = '<iframe src="{}" width=480 height=300 sandbox="allow-scripts allow-same-origin"></iframe>'
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
     ".json": "application/json",
@@ -73,6 +79,8 @@ class FakeSite:
     received: list[dict[str, Any]] = field(default_factory=list)
     close_at_once: int | None = None
     config: dict[str, Any] | None = None
+    api_replies: dict[str, Any] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
     frame_origins: str = ""
     """The origins whose pages may show `/embed`."""
     framed: str = ""
@@ -202,13 +210,16 @@ class FakeSite:
 
     def _serve_page(self, viewer: ServerConnection, request: Request) -> Response | None:
         path = urlsplit(request.path).path
+        self.requests.append(request.path)
         if path == "/ws/scoreboard":
             return self._handle_handshake(viewer, request)
         if path == "/config.json":
             config = {"ws": self.ws_url} if self.config is None else self.config
             return _answer(HTTPStatus.OK, json.dumps(config).encode(), ".json")
         if path.startswith("/api/"):
-            return _answer(self.api_status, b"{}", ".json")
+            known: dict[str, Any] = {"/api/boards": {"boards": []}} | self.api_replies
+            status = HTTPStatus.OK if path in known else self.api_status
+            return _answer(status, json.dumps(known.get(path, {})).encode(), ".json")
         settings = load(
             {
                 "REDIS_URL": "redis://none",
@@ -217,17 +228,30 @@ class FakeSite:
             }
         )
         policy = ("Content-Security-Policy", page_policy(settings, path))
-        if path in {"/foreign.html", "/blank.html"}:
+        found = self._find_file(path)
+        if found is None:
+            return _answer(HTTPStatus.NOT_FOUND)
+        return _answer(HTTPStatus.OK, *found, *([] if path == FOREIGN_PATH else [policy]))
+
+    def _find_file(self, path: str) -> tuple[bytes, str] | None:
+        """Return content and suffix of a file; None if there is none at the path."""
+        merged = MergedPage(web_path(), "index.html")
+        if path == "/":
+            config = {"ws": self.ws_url} if self.config is None else self.config
+            return merged.html(json.dumps(config).encode()), ".html"
+        if path == FOREIGN_PATH:
             frame = FRAME.format(self.framed) if self.framed else ""
-            is_blank = path == "/blank.html"
-            body = BLANK if is_blank else (FOREIGN + frame).encode()
-            return _answer(HTTPStatus.OK, body, ".html", *([policy] if is_blank else []))
+            return (FOREIGN + frame).encode(), ".html"
+        if path == "/blank.html":
+            return BLANK, ".html"
+        if path in merged.assets:
+            return merged.assets[path].content, Path(path).suffix
         if path in {EMBED, OVERLAY}:
             path = f"{path}.html"
-        file = (web_path() / (path.lstrip("/") or "index.html")).resolve()
-        if not file.is_relative_to(web_path().resolve()) or not file.is_file():
-            return _answer(HTTPStatus.NOT_FOUND)
-        return _answer(HTTPStatus.OK, file.read_bytes(), file.suffix, policy)
+        file = (web_path() / path.lstrip("/")).resolve()
+        if file.is_relative_to(web_path().resolve()) and file.is_file():
+            return file.read_bytes(), file.suffix
+        return None
 
 
 def _select_subprotocol(viewer: ServerConnection, offered: Any) -> str:
