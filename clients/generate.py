@@ -22,6 +22,9 @@ PYTHON = Path("python/src/scoreboard_client/_models.py")
 GO = Path("go/models.go")
 OAPI_CODEGEN = "github.com/oapi-codegen/oapi-codegen/v2/cmd/oapi-codegen@v2.8.2"
 PUBLIC = ("/api/scores", "/api/boards")
+STREAM = "/api/scores/stream"
+"""The messages of the live board are written by hand in both clients."""
+
 LIMITS = {
     *("additionalProperties", "enum", "example", "examples", "maxItems", "maxLength", "maximum"),
     *("minItems", "minLength", "minimum", "pattern", "uniqueItems"),
@@ -111,7 +114,8 @@ def public_schemas(document: dict[str, Any]) -> dict[str, Any]:
             names.add(name)
             follow(schemas[name])
 
-    follow([item for path, item in document["paths"].items() if path.startswith(PUBLIC)])
+    paths = document["paths"].items()
+    follow([item for path, item in paths if path.startswith(PUBLIC) and path != STREAM])
     return {name: without(schemas[name], LIMITS) for name in sorted(names)}
 
 

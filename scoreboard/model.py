@@ -442,16 +442,18 @@ class Receipt(Struct, frozen=True):
     held: bool = False
 
 
+KnownName = Annotated[
+    str, Meta(max_length=NAME_MAX, description="The user's name, where it is known.")
+]
+
+
 class Row(Struct, frozen=True, rename="camel"):
     """One row of a ranking."""
 
     rank: int
     user_id: str
     score: int
-    name: (
-        Annotated[str, Meta(max_length=NAME_MAX, description="The user's name, where it is known.")]
-        | UnsetType
-    ) = UNSET
+    name: KnownName | UnsetType = UNSET
 
 
 class Window(Struct, frozen=True):

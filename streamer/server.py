@@ -107,7 +107,9 @@ class Streamer:
             self._client, self.manager.viewers_by_board, self.manager.hub.set_viewers
         )
         manager = self.manager
-        self._sampler = PlaceSampler(settings, manager.places, manager.users_watched, manager.hub)
+        self._sampler = PlaceSampler(
+            settings, manager.places, manager.users_watched, manager.hub, self.names
+        )
         self.is_draining = False
         self._listening = Acceptor()
 

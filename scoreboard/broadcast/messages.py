@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, Row, SeasonId, UserId
+from scoreboard.model import PAGE_MAX, WATCHED_TOP, BoardName, KnownName, Row, SeasonId, UserId
 
 WS_PATH: Final = "/ws/scoreboard"
 SUBPROTOCOL: Final = "scoreboard.v1"
@@ -119,6 +119,7 @@ class Place(Message, frozen=True, kw_only=True, tag="place"):
     seq: Seq
     at: AtMs
     user_id: UserId
+    name: KnownName | UnsetType = UNSET
     rank: Annotated[int, Meta(ge=1)] | None
     score: int | None
     total: Annotated[int, Meta(ge=0, description="Users of the board.")]

@@ -10,7 +10,7 @@ the next tick tries again; an older state of a board is never sent.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -19,6 +19,7 @@ from scoreboard.broadcast.messages import now_ms
 from scoreboard.broadcast.state import is_older
 from scoreboard.broadcast.watcher import READ_TIMEOUT_S
 from scoreboard.errors import InternalError, ScoreboardError
+from scoreboard.ledger.name_cache import NameCache
 from scoreboard.model import BATCH_MAX, WATCHED_TOP, Window
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
@@ -55,11 +56,17 @@ _log = get_logger(__name__)
 class PlaceSampler:
     """The reads of one process. Start ``run`` in a task group."""
 
-    def __init__(self, settings: Settings, places: Places, new: asyncio.Event, hub: Hub) -> None:
+    def __init__(
+        self, settings: Settings, places: Places, new: asyncio.Event, hub: Hub, names: NameCache
+    ) -> None:
         """Connect to nothing yet. ``new`` is set when ``places`` has new users."""
         self._places = places
         self._new = new
         self._hub = hub
+        self._names = names
+        self._renamed: set[str] | None = set()
+        """Users whose names have arrived or changed since the last tick; None: any may have."""
+        names.on_change(self._on_names)
         settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
         )
@@ -100,6 +107,9 @@ class PlaceSampler:
                     for _ in range(min(READERS, len(boards))):
                         tasks.create_task(self._read_boards(left))
                 metrics.PLACE_TICK.observe(loop.time() - started_at_s)
+            renamed, self._renamed = self._renamed, set()
+            if renamed is None or renamed:
+                await self._write(self._places.rename(renamed, self._names.known))
             if self._places.sent:
                 metrics.PLACES_SENT.inc(self._places.sent)
                 self._places.sent = 0
@@ -163,12 +173,12 @@ class PlaceSampler:
             self._note_failure(board, error)
             return False
         board.is_failing = False
-        at_ms, least = now_ms(), (top.epoch, top.seq)
+        at_ms, least, known = now_ms(), (top.epoch, top.seq), self._names.known
         await self._write(
             [
                 user
                 for user, place in zip(users, found, strict=True)
-                if (place.epoch, place.seq) >= least and user.accept(place, at_ms)
+                if (place.epoch, place.seq) >= least and user.accept(place, at_ms, known)
             ]
         )
         return True
@@ -184,6 +194,12 @@ class PlaceSampler:
                     await asyncio.sleep(0)
         if skipped:
             metrics.PLACES_SKIPPED.inc(skipped)
+
+    def _on_names(self, user_ids: Collection[str] | None) -> None:
+        if user_ids is None or not self._places.count:
+            self._renamed = None if self._places.count else set()
+        elif self._renamed is not None:
+            self._renamed.update(user_ids)
 
     def _note_failure(self, board: WatchedPlaces, error: ScoreboardError) -> None:
         # The watcher reports a Redis that is away, for all boards.

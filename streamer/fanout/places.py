@@ -7,14 +7,16 @@ Invariants: nothing is kept of a user that nobody watches; a place is never repl
 one; the number of watched users is bounded.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
 from msgspec import UNSET
 
 from scoreboard.broadcast import messages
 from scoreboard.broadcast.messages import encode
-from scoreboard.broadcast.state import Positions
+from scoreboard.broadcast.state import NO_NAMES, Positions, with_names
+from scoreboard.broadcast.windows import KnownNames, no_names
 from scoreboard.model import Place
 from streamer.connection.framing import text_frame
 
@@ -33,7 +35,7 @@ class PlaceViewer(Protocol):
 class WatchedUser:
     """One user of a board that somebody watches."""
 
-    __slots__ = ("board", "frame", "place", "user_id", "viewers")
+    __slots__ = ("_at_ms", "board", "frame", "place", "user_id", "viewers")
 
     def __init__(self, board: "WatchedPlaces", user_id: str) -> None:
         self.board = board
@@ -43,15 +45,41 @@ class WatchedUser:
         """What ``frame`` shows."""
         self.frame = b""
         """The newest place, encoded; empty until the first."""
+        self._at_ms = 0
 
-    def accept(self, place: Place, at_ms: int) -> bool:
-        """Take a place that was read; return whether there is something new to send."""
+    def accept(self, place: Place, at_ms: int, known: KnownNames = no_names) -> bool:
+        """Take a place that was read; return whether there is something new to send.
+
+        ``known`` returns the names of users that are known now.
+        """
         held = self.place
         if held is not None and not _is_news(held, place):
             return False
         self.place = place
-        self.frame = text_frame(encode(make_message(self.board.name, self.user_id, place, at_ms)))
+        self._at_ms = at_ms
+        self.frame = self._encode(place, known)
         return True
+
+    def rename(self, user_ids: AbstractSet[str] | None, known: KnownNames) -> bool:
+        """Encode the place again if it shows one of these users (None: any may have changed).
+
+        Returns whether it shows other names than before.
+        """
+        place = self.place
+        if place is None:
+            return False
+        if user_ids is not None and user_ids.isdisjoint(shown_users(self.user_id, place)):
+            return False
+        frame = self._encode(place, known)
+        if frame == self.frame:
+            return False
+        self.frame = frame
+        return True
+
+    def _encode(self, place: Place, known: KnownNames) -> bytes:
+        names = known(shown_users(self.user_id, place))
+        message = make_message(self.board.name, self.user_id, place, self._at_ms, names)
+        return text_frame(encode(message))
 
 
 class WatchedPlaces:
@@ -129,6 +157,15 @@ class Places:
                 self._leave(user, viewer)
         return [self._join(board, user_id, viewer) for user_id in wanted]
 
+    def rename(self, user_ids: AbstractSet[str] | None, known: KnownNames) -> list[WatchedUser]:
+        """Return the watched users whose places show other names than before."""
+        return [
+            user
+            for board in self.boards.values()
+            for user in board.users.values()
+            if user.rename(user_ids, known)
+        ]
+
     def remove(self, viewer: PlaceViewer, held: Iterable[WatchedUser]) -> None:
         """Forget a viewer, and the users that nobody else watches."""
         for user in held:
@@ -196,21 +233,29 @@ class PlaceWatch:
         self._places.remove(self._viewer, users)
 
 
-def make_message(board: str, user_id: str, place: Place, at_ms: int) -> messages.Place:
-    """Return the message of a place: whatever is added to its rows is added here."""
+def shown_users(user_id: str, place: Place) -> list[str]:
+    """Return the users that the place of a user shows: itself and those beside it."""
+    return [user_id, *(row.user_id for row in (*place.above, *place.below))]
+
+
+def make_message(
+    board: str, user_id: str, place: Place, at_ms: int, names: Mapping[str, str] = NO_NAMES
+) -> messages.Place:
+    """Return the message of a place, with the names of the users that it shows."""
     return messages.Place(
         board=board,
         epoch=place.epoch,
         seq=place.seq,
         at=at_ms,
         user_id=user_id,
+        name=names.get(user_id, UNSET),
         rank=place.rank,
         score=place.score,
         total=place.total,
         to_next=UNSET if place.to_next is None else place.to_next,
         to_top=UNSET if place.to_top is None else place.to_top,
-        above=place.above,
-        below=place.below,
+        above=with_names(place.above, names),
+        below=with_names(place.below, names),
     )
 
 

@@ -25,7 +25,7 @@ from scoreboard.ledger.users import (
 from scoreboard.runtime.settings import Settings, load
 from streamer.server import has_database
 from tests.integration.test_streamer_events import Events, listening
-from tests.support.clients.viewer import Connect, RawViewer, StartStreamer, playing
+from tests.support.clients.viewer import PATH, Connect, RawViewer, StartStreamer, playing
 from tests.support.eventually import eventually_async
 from tests.support.fakes.proxy import MakeProxy, Proxy
 from tests.support.servers.api import StartApi
@@ -119,6 +119,34 @@ async def test_viewers_get_names_with_the_same_position_of_the_board(
         changed = await viewer.next("leaderboard")
     assert changed["seq"] > named["seq"]
     assert names_in(changed) == {"second": "Bob <b>", "first": "Ada"}
+
+
+async def test_places_and_windows_have_names_too(
+    start_streamer: StartStreamer, connect: Connect, database_url: str
+) -> None:
+    await name_users(database_url, first="Ada", second="Bob")
+    streamer = await start_streamer(database_url=database_url)
+    window = await connect(streamer.port, path=f"{PATH}?rows=20")
+    await shown(window, {"first": "Ada", "second": "Bob"}, SOON_S)
+    viewer = await connect(streamer.port)
+    await viewer.send_json({"type": "watch", "userIds": ["second"]})
+
+    async def place(name: str, above: str) -> None:
+        async with asyncio.timeout(SOON_S):
+            while True:
+                found = await viewer.next("place")
+                if found.get("name") == name and found["above"][0].get("name") == above:
+                    return
+
+    await place("Bob", "Ada")
+    await name_users(database_url, first="Lovelace", second="Babbage")
+    await place("Babbage", "Lovelace")
+    await shown(window, {"first": "Lovelace", "second": "Babbage"}, SOON_S)
+    await erase(database_url, "second")
+    async with asyncio.timeout(SOON_S):
+        while "name" in await viewer.next("place"):
+            pass
+    await shown(window, {"first": "Lovelace", "second": None}, SOON_S)
 
 
 async def test_a_changed_name_is_sent_once_to_all_viewers(
