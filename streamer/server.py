@@ -19,9 +19,10 @@ from scoreboard.broadcast.watcher import BoardWatcher
 from scoreboard.health.checks import VIEWERS, describe_live, describe_viewers, live_name
 from scoreboard.health.readings import describe_secrets
 from scoreboard.http.operator_port import OperatorPort, bind_operators
-from scoreboard.ledger.name_cache import NameCache
+from scoreboard.ledger.name_cache import NAMES_MAX, NameCache
 from scoreboard.ledger.pool import POSTGRES_UP
 from scoreboard.ledger.users import select_names
+from scoreboard.model import PAGE_MAX, WATCHED_TOP
 from scoreboard.runtime.audit import audit_start
 from scoreboard.runtime.lifecycle import StopEvent
 from scoreboard.runtime.service_manager import READY, notify
@@ -40,7 +41,7 @@ from streamer import metrics
 from streamer.fanout.frame_tracing import FrameTracing
 from streamer.fanout.hub import Channel
 from streamer.fanout.manager import ConnectionManager
-from streamer.fanout.place_sampler import PlaceSampler
+from streamer.fanout.place_sampler import AROUND, PlaceSampler
 from streamer.handshake.listener import BACKLOG, capacity_of, make_listener
 from streamer.handshake.opening import OpeningHandshake
 
@@ -92,7 +93,10 @@ class Streamer:
         self._frames = FrameTracing(self._tracing, self.manager.hub) if self._tracing else None
         self._client = make_client(settings, name="streamer-boards", connections=LOOKUP_CONNECTIONS)
         self.names = NameCache(
-            settings if has_database(settings) else None, name="streamer", select=select_names
+            settings if has_database(settings) else None,
+            name="streamer",
+            select=select_names,
+            most=names_most(settings),
         )
         self.watcher = BoardWatcher(
             settings,
@@ -242,6 +246,14 @@ def has_database(settings: Settings) -> bool:
     return bool(settings.database_url) and (
         settings.secrets == "env" or bool(settings.database_secret)
     )
+
+
+def names_most(settings: Settings) -> int:
+    """Return how many names to cache: at least those that all viewers together may be shown."""
+    beside = 1 + 2 * AROUND
+    boards = len(settings.boards) + settings.watched_boards
+    shown = settings.watched_users * beside + settings.windows * PAGE_MAX + boards * WATCHED_TOP
+    return max(NAMES_MAX, shown)
 
 
 def drain_time_s(viewers: int, drain_s: float) -> float:

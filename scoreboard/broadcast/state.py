@@ -134,6 +134,12 @@ class BoardState:
         self.message = msgspec.structs.replace(held, leaderboard=rows)
         return True
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names that ``message`` shows, by user id."""
+        rows = self.message.leaderboard if self.message is not None else ()
+        return {row.user_id: row.name for row in rows if row.name is not UNSET}
+
     def note_times(self, window: Window, asked_at_s: float) -> None:
         """Set ``accepted_at_s`` from an accepted read, requested at ``asked_at_s`` (loop time).
 

@@ -88,6 +88,7 @@ class WatchedBoard:
         "read_at_s",
         "stale_timer",
         "state",
+        "stirred",
         "task",
         "traces",
         "used_at_s",
@@ -107,6 +108,9 @@ class WatchedBoard:
         self.channels: dict[str, int] = {}
         """The number of the partition of each channel."""
         self.dirty = asyncio.Event()
+        """Set when the board may have changed."""
+        self.stirred = asyncio.Event()
+        """Set with ``dirty``, and when names of its users may have changed."""
         self.first_read = asyncio.Event()
         """Set when the first read has succeeded or failed."""
         self.is_board_changed = False

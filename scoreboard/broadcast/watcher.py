@@ -19,6 +19,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
+from math import inf
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
@@ -515,44 +516,58 @@ class BoardWatcher:
         return dict.fromkeys(watched for watched in found if watched is not None)
 
     def _on_names(self, user_ids: Collection[str] | None) -> None:
-        """Send the boards again that show one of the users; None: ask for all that are shown."""
+        """Send the boards that show one of the users with other names; None: any may have one.
+
+        They are not read for it.
+        """
         for watched in self._watched.values():
-            shown = watched.user_ids
-            if user_ids is None:
-                self._names.known(shown)
-            elif not shown.isdisjoint(user_ids):
-                self._wake(watched)
+            if user_ids is None or not watched.user_ids.isdisjoint(user_ids):
+                self._stir(watched)
 
     def _wake(self, watched: WatchedBoard) -> None:
         if not watched.dirty.is_set():
             watched.noticed_at_s = asyncio.get_running_loop().time()
             watched.dirty.set()
+            watched.stirred.set()
+
+    def _stir(self, watched: WatchedBoard) -> None:
+        if not watched.stirred.is_set():
+            watched.noticed_at_s = asyncio.get_running_loop().time()
+            watched.stirred.set()
 
     # Reads
 
     async def _follow(self, watched: WatchedBoard) -> None:
-        """Read a board whenever it may have changed, until it is dropped."""
+        """Read a board whenever it may have changed, until it is dropped.
+
+        When only names may have changed, it is not read, and sent again if they have.
+        """
         loop = asyncio.get_running_loop()
         reconcile_at_s = loop.time()
+        retry_at_s = inf
         if self._changes.is_up:  # the read that follows the confirmation is then the only one
             reconcile_at_s += CONFIRMATION_S
         while True:
-            wait_s = reconcile_at_s - loop.time()
-            if watched.failures:
-                most_s = max(RECONNECT_MOST_S, len(self._watched) / RETRIES_PER_S)
-                wait_s = min(wait_s, backoff_s(watched.failures, most_s=most_s))
-            else:
-                wait_s = min(wait_s, watched.windows.due_at_s - loop.time())
-            if not watched.dirty.is_set():
+            next_at_s = retry_at_s if watched.failures else watched.windows.due_at_s
+            next_at_s = min(next_at_s, reconcile_at_s)
+            is_due = loop.time() >= next_at_s
+            if not watched.stirred.is_set():
                 try:
-                    async with asyncio.timeout(max(wait_s, 0.0)):
-                        await watched.dirty.wait()
+                    async with asyncio.timeout(max(next_at_s - loop.time(), 0.0)):
+                        await watched.stirred.wait()
                 except TimeoutError:
                     watched.noticed_at_s = loop.time()
+                    is_due = True
             await self._keep_pace(watched)
+            if not (is_due or watched.dirty.is_set()):
+                watched.stirred.clear()
+                watched.pace.take(loop.time())
+                self._rename(watched)
+                continue
             async with self._limit_of(watched):
                 was_notified = watched.dirty.is_set()
                 watched.dirty.clear()
+                watched.stirred.clear()
                 started_at_s = loop.time()
                 watched.pace.take(started_at_s)
                 with_board = (
@@ -565,6 +580,9 @@ class BoardWatcher:
                     reconcile_at_s = started_at_s + RECONCILE_S
                 if was_notified or with_board or watched.failures or await self._has_moved(watched):
                     await self._read(watched, was_notified=was_notified, with_board=with_board)
+            if watched.failures:
+                most_s = max(RECONNECT_MOST_S, len(self._watched) / RETRIES_PER_S)
+                retry_at_s = loop.time() + backoff_s(watched.failures, most_s=most_s)
             self._rename(watched)
             watched.first_read.set()
             self._drop_windows(watched, self._unused_windows(watched, WINDOW_IDLE_S))
@@ -608,7 +626,7 @@ class BoardWatcher:
         watched.failures = 0
         state.failure = ""
         had_message = state.message is not None
-        names = self._names.known(row.user_id for row in window.rows)
+        names = self._names.known([row.user_id for row in window.rows], state.names)
         result = state.apply(window, now_ms(), names)
         if result is ReadResult.REWOUND:
             if state.stale_reason != "rewound":
@@ -638,7 +656,7 @@ class BoardWatcher:
         Names are also asked for here if they are outdated, even while Redis is away.
         """
         state = watched.state
-        if state.rename(self._names.known(state.user_ids)):
+        if state.rename(self._names.known(state.user_ids, state.names)):
             state.accepted_at_s = 0.0  # the change is no action
             self._listener.board_changed(state, watched.noticed_at_s)
         self._report_windows(watched, watched.windows.rename(self._names.known))

@@ -17,8 +17,8 @@ from scoreboard.broadcast.messages import now_ms
 from scoreboard.broadcast.state import NO_NAMES, BoardState, ReadResult
 from scoreboard.model import TOP, Span, Window
 
-KnownNames = Callable[[Iterable[str]], Mapping[str, str]]
-"""Returns the names that are known of users, by user id."""
+KnownNames = Callable[[Iterable[str], Mapping[str, str]], Mapping[str, str]]
+"""Returns the names that are known of users, by user id; also called with the names shown now."""
 
 SAMPLE_S: Final = 1.0
 """Interval of reads of rows below the top."""
@@ -30,7 +30,7 @@ MERGED_DEPTH_MAX: Final = 1_000
 """Deepest row of a window of a board of several partitions: each is read from its first row on."""
 
 
-def no_names(_: Iterable[str]) -> Mapping[str, str]:
+def no_names(_: Iterable[str], __: Mapping[str, str]) -> Mapping[str, str]:
     """Return no names: those of a process without a database."""
     return NO_NAMES
 
@@ -134,7 +134,7 @@ class BoardWindows:
             found = self._by_span.get(span)
             if found is None:
                 continue
-            names = known(row.user_id for row in window.rows)
+            names = known([row.user_id for row in window.rows], found.state.names)
             if found.state.apply(window, at_ms, names) is ReadResult.CHANGED:
                 changed.append(found.state)
             found.first_read.set()
@@ -145,7 +145,7 @@ class BoardWindows:
     def rename(self, known: KnownNames) -> Sequence[BoardState]:
         """Add the names known now; return the state of each window whose names have changed."""
         states = [window.state for window in self._by_span.values()]
-        return [state for state in states if state.rename(known(state.user_ids))]
+        return [state for state in states if state.rename(known(state.user_ids, state.names))]
 
     @property
     def user_ids(self) -> frozenset[str]:

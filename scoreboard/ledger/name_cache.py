@@ -6,13 +6,14 @@ by a trigger (migration 0027); the cache then reads them again and calls its lis
 Invariants: at most one query at a time, of bounded size, for all readers; ``known`` never waits; a
 read by ``of`` waits at most a quarter of a second, few reads wait at once, and none waits for five
 seconds after a wait that timed out; names that are outdated by ten minutes at most are returned
-rather than none; errors are never raised to a reader; losing PostgreSQL does not end ``run``.
+rather than none; a name that is shown is not lost because it was evicted; errors are never raised
+to a reader; losing PostgreSQL does not end ``run``.
 """
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -34,7 +35,7 @@ CHANNEL: Final = "scoreboard_names"
 """PostgreSQL's channel: a JSON array of user ids, or ``*`` if any name may have changed."""
 
 NAMES_MAX: Final = 20_000
-"""Maximum number of cached users; the least recently read are evicted."""
+"""Maximum number of cached users, if not set; the least recently read are evicted."""
 
 LOOKUP_MAX: Final = 1_000
 """Maximum number of users of one query."""
@@ -88,12 +89,16 @@ _log = get_logger(__name__)
 
 Select = Callable[[Connection, Sequence[str]], Awaitable[dict[str, PublicProfile]]]
 Listener = Callable[[Collection[str] | None], None]
-"""Called with the users whose names have arrived or changed; None: any may have changed."""
+"""Called with the users whose names have arrived or may have changed; None: any may have."""
+
+_NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 class _Cached(Struct):
     profile: PublicProfile | None
     expires_at_s: float
+    resets: int = 0
+    """How often any name may have changed before this one was looked up."""
 
 
 class NameCache:
@@ -105,11 +110,13 @@ class NameCache:
         *,
         name: str = "names",
         select: Select = select_public_profiles,
+        most: int = NAMES_MAX,
     ) -> None:
         """Without a database ``settings`` is None: then no user has a name.
 
-        ``name`` is that of the connection; ``select`` reads what the login may read. Nothing
-        connects yet. Raises SettingInvalid if the settings do not give a login.
+        ``name`` is that of the connection; ``select`` reads what the login may read; at most
+        ``most`` users are cached. Nothing connects yet. Raises SettingInvalid if the settings do
+        not give a login.
         """
         if settings is not None:
             pool.arguments(settings, name=name)
@@ -117,13 +124,16 @@ class NameCache:
         self._settings = settings
         self._name = name
         self._select = select
+        self._most = most
         self._listeners: list[Listener] = []
         self._known: dict[str, _Cached] = {}
         self._wanted: dict[str, None] = {}
         """The users to look up, in the order in which they were asked for."""
         self._in_flight: frozenset[str] = frozenset()
         self._resets = 0
-        """How often any name may have changed: a lookup that began before may be outdated."""
+        """How often any name may have changed: what was looked up before may be outdated."""
+        self._answered_at_s = -math.inf
+        """When PostgreSQL last answered a lookup."""
         self._stirred = asyncio.Event()
         """Set when users are wanted, or the server has sent something."""
         self._has_looked = asyncio.Event()
@@ -143,23 +153,31 @@ class NameCache:
         """
         self._listeners.append(listener)
 
-    def known(self, user_ids: Iterable[str]) -> dict[str, str]:
+    def known(
+        self, user_ids: Iterable[str], shown: Mapping[str, str] = _NO_NAMES
+    ) -> dict[str, str]:
         """Return the names that are known now, and ask for those that are missing or outdated.
 
-        It never waits. Names that arrive later are announced to the listeners.
+        It never waits. Names that arrive later are announced to the listeners. ``shown`` are the
+        names that the reader shows: one that was evicted is returned until it is looked up, unless
+        PostgreSQL was away for ``KEPT_S``.
         """
         if self._settings is None:
             return {}
         names: dict[str, str] = {}
         now_s = time.monotonic()
         oldest_s = now_s - (KEPT_S - FRESH_S)
+        if now_s - self._answered_at_s >= KEPT_S:
+            shown = _NO_NAMES
         for user_id in user_ids:
             cached = self._known.pop(user_id, None)
             if cached is None:
                 self._ask(user_id)
+                if user_id in shown:
+                    names[user_id] = shown[user_id]
                 continue
             self._known[user_id] = cached  # the most recently read are last
-            if cached.expires_at_s < now_s:
+            if not self._is_fresh(cached, now_s):
                 self._ask(user_id)
             profile = cached.profile
             if profile is not None and profile.name and cached.expires_at_s > oldest_s:
@@ -204,11 +222,14 @@ class NameCache:
         return [
             user_id
             for user_id in user_ids
-            if (cached := self._known.get(user_id)) is None or cached.expires_at_s < now_s
+            if (cached := self._known.get(user_id)) is None or not self._is_fresh(cached, now_s)
         ]
 
+    def _is_fresh(self, cached: _Cached, now_s: float) -> bool:
+        return cached.expires_at_s >= now_s and cached.resets == self._resets
+
     def _ask(self, user_id: str) -> None:
-        if len(self._wanted) < NAMES_MAX and not self._is_paused:
+        if len(self._wanted) < self._most and not self._is_paused:
             self._wanted[user_id] = None
             self._stirred.set()
 
@@ -260,8 +281,9 @@ class NameCache:
                 await self._look_up(connection)
             else:
                 await self._wait(connection)
-            async for notice in connection.notifies(timeout=0):
-                self._note_change(notice.payload)
+            payloads = {notice.payload async for notice in connection.notifies(timeout=0)}
+            if payloads:
+                self._note_changes(payloads)
 
     async def _wait(self, connection: Connection) -> None:
         """Wait until users are wanted, the server sends something, or the login is to be checked.
@@ -290,14 +312,16 @@ class NameCache:
             self._in_flight = frozenset()
         _LOOKUPS["ok"].inc()
         self._note_success()
-        expires_at_s = time.monotonic() + (FRESH_S if resets == self._resets else 0.0)
+        self._answered_at_s = time.monotonic()
+        expires_at_s = self._answered_at_s + FRESH_S
         changed: list[str] = []
         for user_id in user_ids:
             before, profile = self._known.get(user_id), found.get(user_id)
-            if _name_of(before.profile if before else None) != _name_of(profile):
+            # Somebody may still show the name of a user that was evicted.
+            if before is None or _name_of(before.profile) != _name_of(profile):
                 changed.append(user_id)
-            self._known[user_id] = _Cached(profile, expires_at_s)
-        while len(self._known) > NAMES_MAX:
+            self._known[user_id] = _Cached(profile, expires_at_s, resets)
+        while len(self._known) > self._most:
             del self._known[next(iter(self._known))]
         self._end_lookup()
         if changed:
@@ -329,29 +353,33 @@ class NameCache:
 
     # Changes
 
-    def _note_change(self, payload: str) -> None:
-        """Read names again that were announced to have changed."""
+    def _note_changes(self, payloads: Iterable[str]) -> None:
+        """Read names again that were announced to have changed, by payloads that came together."""
+        changed: set[str] = set()
         try:
-            user_ids = msgspec.json.decode(payload, type=list[str])
+            for payload in payloads:
+                changed.update(msgspec.json.decode(payload, type=list[str]))
         except msgspec.DecodeError:  # also ``*``
             self._forget_all()
             return
-        for user_id in user_ids:
-            if user_id in self._known:
-                self._expire(self._known[user_id])
+        now_s = time.monotonic()
+        evicted: set[str] = set()
+        for user_id in changed:
+            cached = self._known.get(user_id)
+            if cached is not None:
+                cached.expires_at_s = min(cached.expires_at_s, now_s)
                 self._ask(user_id)
-            elif user_id in self._in_flight:
-                self._ask(user_id)
+            else:
+                evicted.add(user_id)
+                if user_id in self._in_flight:
+                    self._ask(user_id)
+        if evicted:  # who shows one of them asks for it
+            self._tell(evicted)
 
     def _forget_all(self) -> None:
         """Let no name count as fresh. The names that are shown are asked for by the listeners."""
         self._resets += 1
-        for cached in self._known.values():
-            self._expire(cached)
         self._tell(None)
-
-    def _expire(self, cached: _Cached) -> None:
-        cached.expires_at_s = min(cached.expires_at_s, time.monotonic())
 
     def _tell(self, user_ids: Collection[str] | None) -> None:
         for listener in self._listeners:
