@@ -60,6 +60,9 @@ CLOSE_TIMEOUT_S: Final = 2.0
 PLACES_ACK: Final = b"p"
 """The payload of the ping behind places; no other ping of a viewer waits at the same time."""
 
+WATCH_INTERVAL_S: Final = 1.0
+"""Least time between two applied ``watch`` messages; of those between, the newest waits."""
+
 PLACES_PING: Final = ping_frame(PLACES_ACK)
 
 AGE_SPREAD: Final = 0.25
@@ -204,6 +207,7 @@ class Viewer(asyncio.Protocol):
         if flow.is_held:
             return False
         frames = watch.take()
+        watch.had_turn |= bool(frames)
         if frames and flow.is_ack_paced:
             manager = self._manager
             now_s = manager.clock()
@@ -213,6 +217,22 @@ class Viewer(asyncio.Protocol):
         if frames:
             self._transport.write(frames)
         return True
+
+    def _push_waiting(self) -> None:
+        """Push boards and places of this viewer, which can take data again, in turn.
+
+        Where each waits for a pong, a busy board would else leave no room for places.
+        """
+        watch = self._watch
+        if watch is None:
+            self._push_all()
+        elif watch.had_turn:
+            watch.had_turn = False
+            self._push_all()
+            self.push_places()
+        else:
+            self.push_places()
+            self._push_all()
 
     @property
     def is_ack_paced(self) -> bool:
@@ -258,8 +278,7 @@ class Viewer(asyncio.Protocol):
         """Send the newest board: the buffer is empty again."""
         self._flow.resume()
         if self._is_open:
-            self._push_all()
-            self.push_places()
+            self._push_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         """Release everything, once."""
@@ -300,6 +319,8 @@ class Viewer(asyncio.Protocol):
             self.close(CloseCode.RESTART)
         else:
             self._check_session(now_s)
+            if self._is_open:
+                self._watch_itself()
             if self._is_open and flow.is_ping_due(now_s):
                 flow.ping_sent(now_s)
                 self._observe_unsent()
@@ -450,8 +471,7 @@ class Viewer(asyncio.Protocol):
         if not self._flow.pong_received(payload, self._manager.settings, now_s):
             return False
         if self._is_open:
-            self._push_all()
-            self.push_places()
+            self._push_waiting()
         return True
 
     def _handle_frame(self, frame: Frame) -> None:
@@ -485,8 +505,7 @@ class Viewer(asyncio.Protocol):
             case Unsubscribe():
                 self._use_subscriptions().unsubscribe(message.board)
             case Watch():
-                if not self._watch_users(message.user_ids):
-                    self._send(Problem("too-many-watched", "This server watches too many users"))
+                self._take_watch(message.user_ids, now_s)
 
     def _use_subscriptions(self) -> Subscriptions:
         if self._subscriptions is None:
@@ -529,18 +548,48 @@ class Viewer(asyncio.Protocol):
         self.resync()
 
     def _watch_itself(self) -> None:
-        """Watch the user of the token, if its subject can be one."""
-        session = self._session
-        if session is not None and is_identifier(session.caller.subject):
-            self._watch_users((session.caller.subject,))
+        """Watch the user of the token, if its subject can be one and nobody was chosen.
+
+        At the limit it is tried again at each deadline.
+        """
+        session, watch = self._session, self._watch
+        if session is None or (watch is not None and watch.is_used):
+            return
+        if is_identifier(session.caller.subject):
+            is_first = watch is None
+            if not self._watch_users((session.caller.subject,)) and is_first:
+                metrics.WATCHES_REFUSED.inc()
+
+    def _take_watch(self, user_ids: Sequence[str], now_s: float) -> None:
+        """Apply a ``watch`` message now, or when the interval has passed."""
+        watch = self._use_watch()
+        watch.waiting = user_ids
+        if watch.timer is None:
+            wait_s = watch.watched_at_s + WATCH_INTERVAL_S - now_s
+            if wait_s > 0:
+                loop = asyncio.get_running_loop()
+                watch.timer = loop.call_later(wait_s, self._apply_watch)
+            else:
+                self._apply_watch()
+
+    def _apply_watch(self) -> None:
+        watch = self._use_watch()
+        watch.timer = None
+        watch.watched_at_s = self._manager.clock()
+        if not self._watch_users(watch.waiting):
+            metrics.WATCHES_REFUSED.inc()
+            self._send(Problem("too-many-watched", "This server watches too many users"))
+
+    def _use_watch(self) -> PlaceWatch:
+        if self._watch is None:
+            own = self._session.caller.subject if self._session is not None else None
+            self._watch = PlaceWatch(self._manager.places, self, own)
+        return self._watch
 
     def _watch_users(self, user_ids: Sequence[str]) -> bool:
         """Watch these users and no others; return False if the process watches too many."""
-        watch = self._watch or PlaceWatch(self._manager.places, self)
-        if not watch.replace(self._channel.board, user_ids):
-            metrics.WATCHES_REFUSED.inc()
+        if not self._use_watch().replace(self._channel.board, user_ids):
             return False
-        self._watch = watch
         self.push_places()
         return True
 

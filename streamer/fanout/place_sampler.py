@@ -3,14 +3,17 @@
 The users of a board are read in calls of up to 64, of which two are under way, over connections of
 their own: neither Redis nor the event loop is held for longer than these take, and reads of boards
 never wait for a connection. Notifications tell of the first ten rows only, so each tick first reads
-a board's position, with the row of rank 10.
+a board's position, with the row of rank 10. Names are read again without Redis: those that have
+arrived or changed once a second, all others once a minute, in slices.
 
 Invariants: ticks do not overlap; a board that cannot be read, or that is stale, gets no places, and
 the next tick tries again; an older state of a board is never sent.
 """
 
 import asyncio
+import math
 from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import msgspec
@@ -47,6 +50,9 @@ CALLS: Final = 2
 AROUND: Final = 2
 """Rows on either side of a place."""
 
+RENEW_S: Final = 60.0
+"""Time in which the names of all places are asked for again: they may be too old to be shown."""
+
 USERS_LEAST: Final = 4
 """Users of a call on a board of many partitions."""
 
@@ -66,6 +72,10 @@ class PlaceSampler:
         self._names = names
         self._renamed: set[str] | None = set()
         """Users whose names have arrived or changed since the last tick; None: any may have."""
+        self._to_renew: list[WatchedUser] = []
+        """The users whose names are still to be asked for in this turn."""
+        self._renewed_at_s = -math.inf
+        places.known = names.known
         names.on_change(self._on_names)
         settings = msgspec.structs.replace(
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
@@ -93,7 +103,8 @@ class PlaceSampler:
                 board, users = found
                 top = await self._look(board)
                 if top is not None:
-                    await self._read(board, users, top)
+                    for part in _in_calls(users, top):
+                        await self._read(board, part, top)
                 await asyncio.sleep(NEW_PAUSE_S)
 
     async def _run_ticks(self) -> None:
@@ -109,7 +120,9 @@ class PlaceSampler:
                 metrics.PLACE_TICK.observe(loop.time() - started_at_s)
             renamed, self._renamed = self._renamed, set()
             if renamed is None or renamed:
-                await self._write(self._places.rename(renamed, self._names.known))
+                await self._rename(self._places.users(), renamed)
+            await self._rename(self._next_to_renew(loop.time()), None)
+            await self._write(self._places.take_renamed())
             if self._places.sent:
                 metrics.PLACES_SENT.inc(self._places.sent)
                 self._places.sent = 0
@@ -126,9 +139,7 @@ class PlaceSampler:
         if top is None:
             return
         users = board.due(top.positions)
-        # On a board of several partitions each user costs a read of each.
-        most = max(BATCH_MAX // len(top.positions), USERS_LEAST)
-        parts = [users[start : start + most] for start in range(0, len(users), most)]
+        parts = _in_calls(users, top)
         if len(parts) == 1:
             is_complete = await self._read(board, parts[0], top)
         else:
@@ -163,7 +174,10 @@ class PlaceSampler:
         return None if is_older(top.positions, board.positions) else top
 
     async def _read(self, board: WatchedPlaces, users: Sequence[WatchedUser], top: Window) -> bool:
-        """Read users, and write places that changed to their viewers; return False on failure."""
+        """Read users, and write places that changed to their viewers.
+
+        Returns whether all were read, none of them in an older state than ``top``.
+        """
         metrics.PLACES_READ.inc(len(users))
         try:
             found = await self._store.places(
@@ -174,14 +188,34 @@ class PlaceSampler:
             return False
         board.is_failing = False
         at_ms, least, known = now_ms(), (top.epoch, top.seq), self._names.known
-        await self._write(
-            [
-                user
-                for user, place in zip(users, found, strict=True)
-                if (place.epoch, place.seq) >= least and user.accept(place, at_ms, known)
-            ]
-        )
-        return True
+        read = [
+            (user, place)
+            for user, place in zip(users, found, strict=True)
+            if (place.epoch, place.seq) >= least
+        ]
+        await self._write([user for user, place in read if user.accept(place, at_ms, known)])
+        return len(read) == len(users)
+
+    async def _rename(self, users: Sequence[WatchedUser], renamed: AbstractSet[str] | None) -> None:
+        """Write the places that show other names than before, in slices.
+
+        ``renamed`` are the users whose names may have changed, None if all.
+        """
+        known = self._names.known
+        for part in _slices(users, CHUNK):
+            await self._write([one for one in part if one.viewers and one.rename(renamed, known)])
+            await asyncio.sleep(0)
+
+    def _next_to_renew(self, now_s: float) -> list[WatchedUser]:
+        """Return the users whose names are to be asked for now, so that each is in ``RENEW_S``."""
+        passed_s = min(now_s - self._renewed_at_s, RENEW_S)
+        self._renewed_at_s = now_s
+        if not self._to_renew:
+            self._to_renew = self._places.users()
+        count = math.ceil(self._places.count * passed_s / RENEW_S)
+        due = self._to_renew[-count:] if count else []
+        del self._to_renew[len(self._to_renew) - len(due) :]
+        return due
 
     async def _write(self, users: Sequence[WatchedUser]) -> None:
         """Offer users' newest places to their viewers, a bounded number without a pause."""
@@ -206,3 +240,15 @@ class PlaceSampler:
         if isinstance(error, InternalError) and not board.is_failing:
             _log.error("places_unreadable", board=board.name, reason=error.detail)
         board.is_failing = True
+
+
+def _in_calls(users: Sequence[WatchedUser], top: Window) -> list[Sequence[WatchedUser]]:
+    """Split users into those of one call each.
+
+    On a board of several partitions each user costs a read of each.
+    """
+    return _slices(users, max(BATCH_MAX // len(top.positions), USERS_LEAST))
+
+
+def _slices(users: Sequence[WatchedUser], most: int) -> list[Sequence[WatchedUser]]:
+    return [users[start : start + most] for start in range(0, len(users), most)]

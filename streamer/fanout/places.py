@@ -4,11 +4,14 @@ A user that several viewers watch is read once and encoded once. A viewer has no
 its users it remembers the frame that it was sent, and gets the newest one when it can take data.
 
 Invariants: nothing is kept of a user that nobody watches; a place is never replaced by an older
-one; the number of watched users is bounded.
+one; the number of watched users is bounded; users that viewers name leave half of it to viewers
+that watch themselves.
 """
 
+from asyncio import TimerHandle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from math import inf
 from typing import Final, Protocol
 
 from msgspec import UNSET
@@ -35,17 +38,33 @@ class PlaceViewer(Protocol):
 class WatchedUser:
     """One user of a board that somebody watches."""
 
-    __slots__ = ("_at_ms", "board", "frame", "place", "user_id", "viewers")
+    __slots__ = (
+        "_at_ms",
+        "_names",
+        "_shown",
+        "board",
+        "frame",
+        "owners",
+        "place",
+        "user_id",
+        "viewers",
+    )
 
     def __init__(self, board: "WatchedPlaces", user_id: str) -> None:
         self.board = board
         self.user_id = user_id
         self.viewers: set[PlaceViewer] = set()
+        self.owners = 0
+        """How many of the viewers have a token of this user."""
         self.place: Place | None = None
         """What ``frame`` shows."""
         self.frame = b""
         """The newest place, encoded; empty until the first."""
         self._at_ms = 0
+        self._shown: Sequence[str] = ()
+        """The users that ``place`` shows: itself and those beside it."""
+        self._names: Mapping[str, str] = NO_NAMES
+        """The names that ``frame`` shows."""
 
     def accept(self, place: Place, at_ms: int, known: KnownNames = no_names) -> bool:
         """Take a place that was read; return whether there is something new to send.
@@ -57,7 +76,9 @@ class WatchedUser:
             return False
         self.place = place
         self._at_ms = at_ms
-        self.frame = self._encode(place, known)
+        self._shown = (self.user_id, *(row.user_id for row in (*place.above, *place.below)))
+        self._names = known(self._shown, self._names)
+        self.frame = self._encode(place)
         return True
 
     def rename(self, user_ids: AbstractSet[str] | None, known: KnownNames) -> bool:
@@ -66,19 +87,17 @@ class WatchedUser:
         Returns whether it shows other names than before.
         """
         place = self.place
-        if place is None:
+        if place is None or (user_ids is not None and user_ids.isdisjoint(self._shown)):
             return False
-        if user_ids is not None and user_ids.isdisjoint(shown_users(self.user_id, place)):
+        names = known(self._shown, self._names)
+        if names == self._names:
             return False
-        frame = self._encode(place, known)
-        if frame == self.frame:
-            return False
-        self.frame = frame
+        self._names = names
+        self.frame = self._encode(place)
         return True
 
-    def _encode(self, place: Place, known: KnownNames) -> bytes:
-        names = known(shown_users(self.user_id, place))
-        message = make_message(self.board.name, self.user_id, place, self._at_ms, names)
+    def _encode(self, place: Place) -> bytes:
+        message = make_message(self.board.name, self.user_id, place, self._at_ms, self._names)
         return text_frame(encode(message))
 
 
@@ -113,12 +132,28 @@ class Places:
     def __init__(self, limit: int, on_new: Callable[[], None]) -> None:
         self.boards: dict[str, WatchedPlaces] = {}
         self.count = 0
+        self.known: KnownNames = no_names
+        """Returns the names that are known."""
         self.sent = 0
         """Frames that viewers took since they were last counted."""
+        self._owned = 0
+        """Users that a viewer with their token watches."""
         self._limit = limit
         self._on_new = on_new
         self._new: dict[WatchedPlaces, None] = {}
         """Boards with new users, in the order in which they are read."""
+        self._renamed: dict[WatchedUser, None] = {}
+        """Users whose frame got other names when somebody joined."""
+
+    def users(self) -> list[WatchedUser]:
+        """Return all watched users."""
+        return [user for board in self.boards.values() for user in board.users.values()]
+
+    def take_renamed(self) -> list[WatchedUser]:
+        """Remove and return the users whose frame got other names when somebody joined."""
+        renamed = list(self._renamed)
+        self._renamed.clear()
+        return renamed
 
     def next_new(self, most: int) -> tuple[WatchedPlaces, list[WatchedUser]] | None:
         """Remove and return up to ``most`` new users of one board; None if there are none."""
@@ -139,39 +174,41 @@ class Places:
         held: Collection[WatchedUser],
         board: str,
         user_ids: Iterable[str],
+        *,
+        own: str | None,
     ) -> list[WatchedUser] | None:
         """Let a viewer watch users of a board in place of those that it watches.
 
-        Returns None, and changes nothing, if the process would watch too many.
+        ``own`` is the user of its token. Returns None, and changes nothing, if the process would
+        watch too many.
         """
         watched = self.boards.get(board)
         users = watched.users if watched is not None else {}
         wanted = dict.fromkeys(user_ids)
         kept = {user.user_id for user in held if user.board is watched} & wanted.keys()
         added = sum(user_id not in users for user_id in wanted)
-        freed = sum(len(user.viewers) == 1 for user in held if user.user_id not in kept)
-        if added and self.count + added - freed > self._limit:
+        freed = [user for user in held if len(user.viewers) == 1 and user.user_id not in kept]
+        if added and self.count + added - len(freed) > self._limit:
+            return None
+        named = sum(user_id not in users and user_id != own for user_id in wanted)
+        free = self._limit - self._limit // 2 - (self.count - self._owned)
+        if named and named - sum(not user.owners for user in freed) > free:
             return None
         for user in held:
             if user.user_id not in kept:
-                self._leave(user, viewer)
-        return [self._join(board, user_id, viewer) for user_id in wanted]
-
-    def rename(self, user_ids: AbstractSet[str] | None, known: KnownNames) -> list[WatchedUser]:
-        """Return the watched users whose places show other names than before."""
+                self._leave(user, viewer, is_owner=user.user_id == own)
+        kept_users = {user.user_id: user for user in held if user.user_id in kept}
         return [
-            user
-            for board in self.boards.values()
-            for user in board.users.values()
-            if user.rename(user_ids, known)
+            kept_users.get(user_id) or self._join(board, user_id, viewer, is_owner=user_id == own)
+            for user_id in wanted
         ]
 
-    def remove(self, viewer: PlaceViewer, held: Iterable[WatchedUser]) -> None:
+    def remove(self, viewer: PlaceViewer, held: Iterable[WatchedUser], own: str | None) -> None:
         """Forget a viewer, and the users that nobody else watches."""
         for user in held:
-            self._leave(user, viewer)
+            self._leave(user, viewer, is_owner=user.user_id == own)
 
-    def _join(self, name: str, user_id: str, viewer: PlaceViewer) -> WatchedUser:
+    def _join(self, name: str, user_id: str, viewer: PlaceViewer, *, is_owner: bool) -> WatchedUser:
         board = self.boards.get(name)
         if board is None:
             board = self.boards[name] = WatchedPlaces(name)
@@ -181,16 +218,25 @@ class Places:
             self.count += 1
             board.new[user] = self._new[board] = None
             self._on_new()
+        elif user.rename(None, self.known):  # a name may be too old by now
+            self._renamed[user] = None
         user.viewers.add(viewer)
+        if is_owner:
+            self._owned += not user.owners
+            user.owners += 1
         return user
 
-    def _leave(self, user: WatchedUser, viewer: PlaceViewer) -> None:
+    def _leave(self, user: WatchedUser, viewer: PlaceViewer, *, is_owner: bool) -> None:
         user.viewers.remove(viewer)
+        if is_owner:
+            user.owners -= 1
+            self._owned -= not user.owners
         if user.viewers:
             return
         board = user.board
         del board.users[user.user_id]
         self.count -= 1
+        self._renamed.pop(user, None)
         board.new.pop(user, None)
         if not board.new:
             self._new.pop(board, None)
@@ -199,13 +245,36 @@ class Places:
 
 
 class PlaceWatch:
-    """What one viewer watches, and the frame of each user that it was sent."""
+    """What one viewer watches, and the frame of each user that it was sent.
 
-    __slots__ = ("_places", "_sent", "_viewer")
+    ``own`` is the user of its token, None without one.
+    """
 
-    def __init__(self, places: Places, viewer: PlaceViewer) -> None:
+    __slots__ = (
+        "_own",
+        "_places",
+        "_sent",
+        "_viewer",
+        "had_turn",
+        "is_used",
+        "timer",
+        "waiting",
+        "watched_at_s",
+    )
+
+    def __init__(self, places: Places, viewer: PlaceViewer, own: str | None = None) -> None:
         self._places = places
         self._viewer = viewer
+        self._own = own
+        self.had_turn = False
+        """Whether places were written after the last board that waited."""
+        self.is_used = False
+        """Whether the viewer has watched somebody, or has chosen not to."""
+        self.watched_at_s = -inf
+        """When a message of the viewer was last applied."""
+        self.waiting: Sequence[str] = ()
+        """The users of the message that ``timer`` will apply."""
+        self.timer: TimerHandle | None = None
         self._sent: dict[WatchedUser, bytes] = {}
 
     def replace(self, board: str, user_ids: Sequence[str]) -> bool:
@@ -213,9 +282,10 @@ class PlaceWatch:
 
         Returns False, and changes nothing, if the process would watch too many.
         """
-        users = self._places.replace(self._viewer, self._sent, board, user_ids)
+        users = self._places.replace(self._viewer, self._sent, board, user_ids, own=self._own)
         if users is None:
             return False
+        self.is_used = True
         self._sent = dict.fromkeys(users, b"")
         return True
 
@@ -229,13 +299,11 @@ class PlaceWatch:
 
     def close(self) -> None:
         """Watch nobody."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         users, self._sent = self._sent, {}
-        self._places.remove(self._viewer, users)
-
-
-def shown_users(user_id: str, place: Place) -> list[str]:
-    """Return the users that the place of a user shows: itself and those beside it."""
-    return [user_id, *(row.user_id for row in (*place.above, *place.below))]
+        self._places.remove(self._viewer, users, self._own)
 
 
 def make_message(

@@ -11,15 +11,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import redis.asyncio as aioredis
 
-from scoreboard.model import SLOT_COUNT, Board, Layout, Partition, Row, Rules, pack
+from scoreboard.model import SLOT_COUNT, Board, Layout, Partition, Row, Rules, Window, pack
 from scoreboard.runtime.settings import Secret, Settings
 from scoreboard.runtime.telemetry import REGISTRY
 from scoreboard.seasons import Season
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.store import Store
+from streamer.fanout.places import WatchedPlaces, WatchedUser
 from tests.support.clients.viewer import (
     PATH,
     PING,
@@ -282,10 +284,10 @@ async def test_a_message_with_unusable_ids_is_refused_and_changes_nothing(
 async def test_the_number_of_watched_users_is_limited(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
-    running = await start_streamer(scores=TWENTY, watched_users=3)
+    running = await start_streamer(scores=TWENTY, watched_users=6)
     first, second = await connect(running.port), await connect(running.port)
     await watch(first, "user01", "user02")
-    await watch(second, "user02", "user03")  # three different ones
+    await watch(second, "user02", "user03")  # three different ones: half of the limit
     await place_where(second, "user03", rank=3)
 
     await watch(second, "user02", "user03", "user04")
@@ -294,17 +296,46 @@ async def test_the_number_of_watched_users_is_limited(
     await watch(second, "user02", "user04")  # one for another
     await place_where(second, "user04", rank=4)
 
+    own = await connect(running.port, token=make_token("user09"))
+    await place_where(own, "user09", rank=9)
+
+
+async def test_a_viewer_that_could_not_watch_itself_does_when_there_is_room(
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
+) -> None:
+    running = await start_streamer(scores=TWENTY, watched_users=1, ping_s=0.5)
+    first = await connect(running.port, token=make_token("user01"))
+    await place_where(first, "user01", rank=1)
     refused = metric("ws_watches_refused_total")
-    third = await connect(running.port, token=make_token("user09"))
-    await third.next("leaderboard")
-    await read_all(third)
-    assert [one["type"] for one in third.messages] == ["leaderboard", "leaderboard"]
+    late = await connect(running.port, token=make_token("user09"))
+    await late.next("leaderboard")
+    await read_all(late)
+    assert [one["type"] for one in late.messages] == ["leaderboard", "leaderboard"]
     assert metric("ws_watches_refused_total") == refused + 1
 
     first.close()
-    await eventually_async(lambda: watched(running) == {"main": {"user02", "user04"}})
-    await watch(third, "user09")
-    await place_where(third, "user09", rank=9)
+
+    await place_where(late, "user09", rank=9)
+
+
+async def test_of_messages_within_a_second_the_newest_waits(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(scores=TWENTY)
+    viewer = await connect(running.port)
+    await watch(viewer, "user01")
+    await place_where(viewer, "user01", rank=1)
+    began_s = time.monotonic()
+    await watch(viewer, "user02")
+    await watch(viewer, "user03")
+    await place_where(viewer, "user03", rank=3)
+    assert time.monotonic() - began_s > 0.5
+    assert watched(running) == {"main": {"user03"}}
+    assert not places(viewer, "user02")
+    await watch(viewer, "user04")
+    viewer.close()
+    await running.wait_until_empty()
+    assert watched(running) == {}
 
 
 @pytest.mark.usefixtures("quick")
@@ -372,6 +403,47 @@ async def test_places_are_those_of_the_whole_board(
             rows = await rows_of(running.store)
             for user, viewer in viewers.items():
                 await settled(viewer, rows, user)
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_first_reads_of_a_board_of_many_partitions_are_as_small_as_later_ones(
+    start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start_streamer(opened=False)
+    await open_board(running.store, Board(layout=Layout(partitions=20)))
+    await eventually_async(lambda: running.streamer.watcher.is_ready)
+    sampler = running.streamer._sampler
+    sizes: list[int] = []
+    real = sampler._read
+
+    async def read(board: WatchedPlaces, users: Sequence[WatchedUser], top: Window) -> bool:
+        sizes.append(len(users))
+        return await real(board, users, top)
+
+    monkeypatch.setattr(sampler, "_read", read)
+    viewer = await connect(running.port)
+    await watch(viewer, *(f"user{number}" for number in range(5)))
+    for number in range(5):
+        await place_where(viewer, f"user{number}", rank=None)
+    assert sizes == [4, 1]
+
+
+@pytest.mark.usefixtures("no_ticks")
+async def test_a_read_that_is_older_for_a_user_is_not_complete(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(scores=TWENTY)
+    viewer = await connect(running.port)
+    await watch(viewer, "user12")
+    await place_where(viewer, "user12", rank=12)
+    sampler = running.streamer._sampler
+    board = running.streamer.manager.places.boards["main"]
+    top = await sampler._look(board)
+    assert top is not None
+    users = list(board.users.values())
+    assert await sampler._read(board, users, top)
+    later = msgspec.structs.replace(top, seq=top.seq + 1)
+    assert not await sampler._read(board, users, later)
 
 
 async def settled(viewer: RawViewer, rows: Sequence[Row], user_id: str) -> None:
@@ -481,6 +553,35 @@ async def test_an_ack_paced_viewer_gets_the_next_place_after_its_pong(
         await viewer.send(masked_frame(PONG, b"p"))
         await place_where(viewer, "user12", score=883)
     assert [place["score"] for place in places(viewer, "user12")] == [880, 881, 883]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_places_and_boards_take_turns_on_a_slow_connection_to_a_busy_board(
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, ticks: Ticks
+) -> None:
+    running = await start_streamer(scores=TWENTY)
+    viewer = await connect(running.port, token=make_token("user12"))
+    await place_where(viewer, "user12", rank=12)
+    [one] = list(running.streamer.manager.connections)
+    one._flow._start_ack_pacing(asyncio.get_running_loop().time())  # type: ignore[attr-defined]
+    viewer.answers_pings = False
+    sent: list[str] = []
+    async with playing(running.settings) as submit:
+        for _ in range(6):
+            await submit("user01", 1)
+            await submit("user12", 1)
+            await ticks()
+            frame = await viewer.frame()
+            while frame.opcode != PING:
+                sent.append(frame.message["type"])
+                frame = await viewer.frame()
+            await submit("user01", 1)
+            await submit("user12", 1)
+            await ticks()
+            await viewer.send(masked_frame(PONG, frame.payload))
+    first = sent.index("place")
+    assert first <= 2, "the first place was written before"
+    assert sent[first : first + 4] == ["place", "leaderboard"] * 2
 
 
 @pytest.mark.usefixtures("quick")

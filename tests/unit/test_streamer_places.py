@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,8 +15,9 @@ from streamer.fanout.places import Places, PlaceWatch, WatchedPlaces, WatchedUse
 class Viewer:
     """A viewer that records what it was sent; it takes nothing while held."""
 
-    def __init__(self, places: Places) -> None:
-        self.watch = PlaceWatch(places, self)
+    def __init__(self, places: Places, own: str | None = None) -> None:
+        self.own = own
+        self.watch = PlaceWatch(places, self, own)
         self.is_held = False
         self.received: list[bytes] = []
 
@@ -148,7 +150,7 @@ def test_a_held_viewer_gets_only_the_newest_place() -> None:
 
 
 def test_the_limit_counts_distinct_users_and_refuses_whole_requests() -> None:
-    places, _ = books(limit=3)
+    places, _ = books(limit=6)
     first, second = Viewer(places), Viewer(places)
     assert first.watch.replace("main", ["a", "b"])
     assert second.watch.replace("main", ["b", "c"])
@@ -163,10 +165,67 @@ def test_the_limit_counts_distinct_users_and_refuses_whole_requests() -> None:
     assert refused.boards == {}
 
 
+def test_users_that_are_named_leave_half_of_the_limit_to_viewers_that_watch_themselves() -> None:
+    places, _ = books(limit=4)
+    named, ada, bob, eve = (Viewer(places, own) for own in (None, "ada", "bob", "eve"))
+    assert named.watch.replace("main", ["x", "y"])
+    assert not named.watch.replace("main", ["x", "y", "z"])
+    assert ada.watch.replace("main", ["ada"])
+    assert bob.watch.replace("main", ["bob"])
+    assert not eve.watch.replace("main", ["eve"]), "the whole limit"
+    assert not ada.watch.replace("main", ["ada", "z"]), "its own and one that it names"
+    assert named.watch.replace("main", ["ada", "bob"]), "they are watched by themselves"
+    assert ada.watch.replace("main", ["ada", "z"])
+    bob.watch.close()
+    named.watch.close()
+    ada.watch.close()
+    assert (places.count, places._owned, places.boards) == (0, 0, {})
+
+
+def test_a_new_viewer_gets_no_name_that_is_not_known_any_more() -> None:
+    places, _ = books()
+    names = {"ada": "Ada"}
+    places.known = lambda user_ids, _: {one: names[one] for one in user_ids if one in names}
+    first = Viewer(places)
+    first.watch.replace("main", ["ada"])
+    ada = user_of(places, "ada")
+    ada.accept(place(1), 0, places.known)
+    assert first.push_places()
+    names.clear()
+
+    late = Viewer(places)
+    late.watch.replace("main", ["ada"])
+    late.push_places()
+
+    assert b"Ada" in first.received[0]
+    assert b"Ada" not in late.received[0]
+    assert places.take_renamed() == [ada], "the others are sent it too"
+    assert places.take_renamed() == []
+
+
+def test_a_place_is_encoded_again_only_if_it_shows_the_user_and_other_names() -> None:
+    user = WatchedUser(WatchedPlaces("main"), "ada")
+    asked: list[dict[str, str]] = []
+    names = {"bob": "Bob"}
+
+    def known(_: object, shown: Mapping[str, str]) -> Mapping[str, str]:
+        asked.append(dict(shown))
+        return names
+
+    user.accept(place(1, above=(Row(19, "bob", 104),)), 0, known)
+    assert not user.rename({"eve"}, known)
+    assert not user.rename({"bob"}, known)
+    assert asked == [{}, {"bob": "Bob"}], "what it shows is told to the cache"
+    names = {"bob": "Robert"}
+    assert user.rename({"bob"}, known)
+    assert b"Robert" in user.frame
+
+
 def test_nothing_is_left_after_any_order_of_requests() -> None:
     choose = random.Random(5)
     places, _ = books(limit=12)
-    viewers = [Viewer(places) for _ in range(20)]
+    owns = [None, *(f"user{number}" for number in range(1, 10))]
+    viewers = [Viewer(places, choose.choice(owns)) for _ in range(20)]
     wants: dict[Viewer, tuple[str, frozenset[str]]] = {}
     for _ in range(3000):
         viewer = choose.choice(viewers)
@@ -184,11 +243,15 @@ def test_nothing_is_left_after_any_order_of_requests() -> None:
         held = {(name, user) for name, one in places.boards.items() for user in one.users}
         assert held == expected
         assert places.count == len(expected) <= 12
+        owned = {(board, viewer.own) for viewer, (board, ids) in wants.items() if viewer.own in ids}
+        assert places._owned == len(owned)
         for name, one in places.boards.items():
             for user_id, user in one.users.items():
+                assert bool(user.owners) is ((name, user_id) in owned)
                 assert user.viewers == {
                     viewer for viewer, (of, ids) in wants.items() if of == name and user_id in ids
                 }
     for viewer in viewers:
         viewer.watch.close()
     assert (places.boards, places.count, places.next_new(1)) == ({}, 0, None)
+    assert places._owned == 0
