@@ -287,7 +287,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         WholeInt,
         _description(
             "Maximum users, of all boards, whose places a streamer process reads for viewers; "
-            "0: none"
+            "half of them are kept for viewers' own; 0: none"
         ),
     ] = 10_000
     viewer_age_s: Annotated[
