@@ -166,7 +166,10 @@ async def test_a_window_without_viewers_is_dropped(
 
 
 async def test_the_number_of_windows_is_limited(
-    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+    start_streamer: StartStreamer,
+    connect: Connect,
+    handshake: Handshake,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     running = await start_streamer(scores=SCORES, windows=3, windows_per_board=2)
     await open_board(running.store, Board("golf"), scores=SCORES)
@@ -185,6 +188,9 @@ async def test_the_number_of_windows_is_limited(
     first.close()  # a window without viewers makes room before its time is over
     hub = running.streamer.manager.hub
     await eventually_async(lambda: not getattr(hub.find("main", Span(10, 10)), "viewers", ()))
+    # Its viewer may still wait for the first read or the check of its token.
+    assert (await handshake(running.port, f"{PATH}?offset=30")).status == 503
+    monkeypatch.setattr("scoreboard.broadcast.watcher.MAKE_ROOM_IDLE_S", 0.0)
     await connect(running.port, f"{PATH}?offset=30")
     assert hub.find("main", Span(10, 10)) is None
 
