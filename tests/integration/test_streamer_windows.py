@@ -195,6 +195,25 @@ async def test_the_number_of_windows_is_limited(
     assert hub.find("main", Span(10, 10)) is None
 
 
+async def test_the_window_that_was_unused_longest_of_all_boards_makes_room(
+    start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.broadcast.watcher.MAKE_ROOM_IDLE_S", 0.0)
+    running = await start_streamer(scores=SCORES, windows=2)
+    await open_board(running.store, Board("golf"), scores=SCORES)
+    await running.store.write_boards([Board(), Board("golf")])
+    later = await connect(running.port, f"{PATH}?offset=10")
+    first = await connect(running.port, f"{PATH}?board=golf&offset=10")
+    first.close()
+    await asyncio.sleep(1.5)  # pace: longer than the second in which viewers are looked for
+    later.close()
+    await eventually_async(lambda: running.viewers == 0)
+
+    await connect(running.port, f"{PATH}?offset=30")
+
+    assert (window_count(running), window_count(running, "golf")) == (2, 0)
+
+
 async def test_the_rate_of_new_windows_is_limited(
     start_streamer: StartStreamer,
     connect: Connect,

@@ -16,7 +16,7 @@ _URI = "urn:scoreboard:asyncapi"
 class _StrictLoader(yaml.SafeLoader):
     """A loader that refuses a key twice in one mapping, of which YAML's takes the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (the library's)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         again = {key for key in keys if keys.count(key) > 1}
         if again:
@@ -31,7 +31,7 @@ def read(text: str) -> dict[str, Any]:
 
     Raises ConstructorError if a mapping has a key twice.
     """
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a safe loader)
+    return yaml.load(text, Loader=_StrictLoader)
 
 
 @cache
