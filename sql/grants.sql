@@ -23,7 +23,7 @@ BEGIN
     IF to_regrole('scoreboard_streamer') IS NOT NULL THEN
         REVOKE ALL ON ALL TABLES IN SCHEMA public FROM scoreboard_streamer;
         GRANT USAGE ON SCHEMA public TO scoreboard_streamer;
-        GRANT SELECT (id, external_id, name) ON users TO scoreboard_streamer;
+        GRANT SELECT (external_id, name) ON users TO scoreboard_streamer;
     END IF;
 END $$;
 

@@ -108,7 +108,9 @@ class Streamer:
             windows=self.manager,
         )
         self.viewer_counts = ViewerCounts(
-            self._client, self.manager.viewers_by_board, self.manager.hub.set_viewers
+            self._client,
+            viewers_here=self.manager.viewers_by_board,
+            on_counted=self.manager.hub.set_viewers,
         )
         manager = self.manager
         self._sampler = PlaceSampler(
@@ -201,7 +203,7 @@ class Streamer:
                 metrics.SWEEP_CPU.inc(used_s)
                 for channel in channels:
                     _observe_delays(channel, now_s)
-                    channel.note_turn(now_s, used_s)
+                manager.hub.note_turn(channels, now_s, used_s)
                 if self._frames is not None:
                     self._frames.turn_ended(channels)
                 manager.count_frames(channels)

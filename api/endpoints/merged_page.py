@@ -10,11 +10,14 @@ ValueError when the api starts.
 import gzip
 import hashlib
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Final
+
+from scoreboard.runtime.telemetry import get_logger
 
 BLOCK: Final = re.compile(r"<!-- assets -->.*<!-- /assets -->", re.DOTALL)
 _SHEETS: Final = re.compile(r'<link rel="stylesheet" href="([^"]+)">')
@@ -28,6 +31,8 @@ _EXPORT: Final = re.compile(
 _OTHER: Final = re.compile(r"^(?:import|export)\b.*|\bimport\.meta\b", re.MULTILINE)
 _LATER: Final = re.compile(r'\bimport\("\./')
 _CONFIG: Final = '<meta name="scoreboard-config" content="">'
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,27 +51,58 @@ def _asset(text: str, media_type: str) -> Asset:
     return Asset(content, gzip.compress(content, mtime=0), digest, media_type)
 
 
+@dataclass(frozen=True)
+class _Version:
+    """A page and its merged files, of one moment."""
+
+    html: str
+    assets: dict[str, Asset]
+    marks: dict[Path, tuple[int, int]]
+    """What each file was when it was read."""
+
+
 class MergedPage:
-    """A page of a folder and its merged files, made again after one of their parts changes."""
+    """A page of a folder and its merged files, made again after one of their parts changes.
+
+    Threads may share it. While its files cannot be merged, such as during an upgrade, it stays as
+    it was.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
+        """Read the page.
+
+        Raises OSError if a file is missing, ValueError if one cannot be merged.
+        """
         self._folder = folder
         self._name = name
-        self._marks: dict[Path, tuple[int, int]] = {}
-        self._html = ""
-        self.assets: dict[str, Asset] = {}
+        self._lock = threading.Lock()
+        self._is_failing = False
+        self._current = self._read()
+
+    @property
+    def assets(self) -> dict[str, Asset]:
         """The merged files by path."""
-        self.refresh()
+        return self._current.assets
 
     def refresh(self) -> None:
         """Read the page again if one of its files has changed."""
-        if self._marks and all(_mark(path) == mark for path, mark in self._marks.items()):
-            return
-        parts: list[Path] = []
+        with self._lock:
+            try:
+                marks = self._current.marks
+                if any(_mark(path) != mark for path, mark in marks.items()):
+                    self._current = self._read()
+                self._is_failing = False
+            except (OSError, ValueError) as error:
+                if not self._is_failing:
+                    _log.error("page_not_merged", reason=str(error))
+                self._is_failing = True
+
+    def _read(self) -> _Version:
+        marks: dict[Path, tuple[int, int]] = {}
 
         def read(name: str) -> str:
             path = self._folder / name
-            parts.append(path)
+            marks[path] = _mark(path)  # before it is read: a change from now on is noticed
             return path.read_text(encoding="utf-8")
 
         html = read(self._name)
@@ -80,21 +116,20 @@ class MergedPage:
                 _add_module(name, read, modules)
         body = f"{_START}\nfunction main() {{\n{''.join(modules.values())}}}\n"
         script = f"{early}\n(() => {{\n{body}}})();\n"
-        self.assets = {
+        assets = {
             "/live.css": _asset(style, "text/css"),
             "/live.js": _asset(script, "text/javascript"),
         }
         # The script runs before the first paint, to set the theme; the scanner of the browser
         # requests both files before it runs.
-        sheet, code = (f"{path}?v={asset.digest}" for path, asset in self.assets.items())
+        sheet, code = (f"{path}?v={asset.digest}" for path, asset in assets.items())
         lines = f'<script src="{code}"></script>\n  <link rel="stylesheet" href="{sheet}">'
-        self._html = html.replace(block, lines)
-        self._marks = {path: _mark(path) for path in parts}
+        return _Version(html.replace(block, lines), assets, marks)
 
     def html(self, config: bytes) -> bytes:
         """Return the page with its configuration, a JSON object."""
         filled = _CONFIG.replace('""', f'"{escape(config.decode())}"')
-        return self._html.replace(_CONFIG, filled).encode()
+        return self._current.html.replace(_CONFIG, filled).encode()
 
 
 _START: Final = (

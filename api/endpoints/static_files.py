@@ -10,6 +10,7 @@ controls, can be in a frame of another page.
 import asyncio
 import hashlib
 import mimetypes
+import re
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -47,6 +48,7 @@ SECURITY_HEADERS: Final = {
     # File names do not change with their content: browsers revalidate, mostly with 304.
     "Cache-Control": "no-cache",
 }
+_NOT_ACCEPTED: Final = re.compile(r"q\s*=\s*0(\.0*)?")
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
@@ -193,12 +195,21 @@ def _live_page_handlers(
         if request.scope["query_string"] == f"v={found.digest}".encode():
             headers["Cache-Control"] = IMMUTABLE
         content = found.content
-        if "gzip" in request.headers.get("accept-encoding", ""):
+        if accepts_gzip(request.headers.get("accept-encoding", "")):
             headers["Content-Encoding"] = "gzip"
             content = found.compressed
         return Response(content, headers=headers, media_type=found.media_type)
 
     return [live_page, asset]
+
+
+def accepts_gzip(accepted: str) -> bool:
+    """Return whether the header Accept-Encoding names gzip, with a quality other than 0."""
+    for coding in accepted.lower().split(","):
+        name, *parameters = (part.strip() for part in coding.split(";"))
+        if name == "gzip":
+            return not any(_NOT_ACCEPTED.fullmatch(one) for one in parameters)
+    return False
 
 
 def _configuration(settings: Settings, client_id: str) -> PageConfig:

@@ -1,5 +1,7 @@
 -- Roles and logins of the services. The owner of the database runs it with psql; repeat it to create
--- what is missing. A login that exists is not changed.
+-- what is missing. A login that exists is not changed, unless it has no password and the secret names
+-- it: then it gets that of the secret. Only a superuser can see that; another owner sets such a
+-- password with ALTER ROLE.
 -- The environment has the secret of each login, {"username": "scoreboard_api_a", "password": "…"}.
 -- The other login of a role has no password until a rotation sets one.
 -- `scoreboard db migrate` grants the rights of the roles (sql/grants.sql).
@@ -22,6 +24,8 @@ DECLARE
     service_role TEXT;
     login TEXT;
     document TEXT;
+    password TEXT;
+    has_none BOOLEAN;
 BEGIN
     FOREACH service IN ARRAY ARRAY['api', 'streamer', 'flusher', 'operator', 'rotator'] LOOP
         service_role := 'scoreboard_' || service;
@@ -34,12 +38,21 @@ BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', service_role);
         END IF;
         FOREACH login IN ARRAY ARRAY[service_role || '_a', service_role || '_b'] LOOP
+            password := CASE document::json ->> 'username' WHEN login
+                THEN document::json ->> 'password' END;
             IF to_regrole(login) IS NULL THEN
                 EXECUTE format(
-                    'CREATE ROLE %I LOGIN IN ROLE %I PASSWORD %L', login, service_role,
-                    CASE document::json ->> 'username' WHEN login
-                        THEN document::json ->> 'password' END
+                    'CREATE ROLE %I LOGIN IN ROLE %I PASSWORD %L', login, service_role, password
                 );
+            ELSIF password IS NOT NULL THEN
+                BEGIN
+                    SELECT rolpassword IS NULL INTO has_none FROM pg_authid WHERE rolname = login;
+                EXCEPTION WHEN insufficient_privilege THEN
+                    has_none := FALSE;
+                END;
+                IF has_none THEN
+                    EXECUTE format('ALTER ROLE %I PASSWORD %L', login, password);
+                END IF;
             END IF;
         END LOOP;
     END LOOP;

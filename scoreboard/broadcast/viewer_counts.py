@@ -38,21 +38,22 @@ class ViewerCounts:
     def __init__(
         self,
         client: aioredis.Redis,
-        here: Callable[[], Mapping[str, int]],
+        *,
+        viewers_here: Callable[[], Mapping[str, int]],
         on_counted: Callable[[str, int | UnsetType], None],
     ) -> None:
-        """Take ``here``, which returns the boards that this process has viewers of, with numbers.
+        """``viewers_here`` returns the viewers of this process by board, without boards of none.
 
         ``on_counted`` is called with the viewers of a board over all processes, or UNSET when they
         are not known any more.
         """
         self._client = client
-        self._here = here
+        self._viewers_here = viewers_here
         self._on_counted = on_counted
         self._process = uuid.uuid4().hex
         self._counted: dict[str, float] = {}
         """When each board was last counted (monotonic)."""
-        self._fails = False
+        self._is_failing = False
 
     async def run(self) -> None:
         """Count until cancelled."""
@@ -61,25 +62,27 @@ class ViewerCounts:
             await self.count()
 
     async def count(self) -> None:
-        """Count once."""
-        here = self._here()
-        left = dict.fromkeys(self._counted.keys() - here.keys(), 0)
+        """Count once. A board that cannot be counted keeps its count, and no other waits for it."""
+        here = self._viewers_here()
+        left = self._counted.keys() - here.keys()
         try:
-            totals = await count_viewers(self._client, self._process, {**here, **left})
+            totals, failure = await count_viewers(
+                self._client, self._process, {**here, **dict.fromkeys(left, 0)}
+            )
         except ScoreboardError as error:
-            if not self._fails:
-                _log.warning("viewers_not_counted", reason=error.detail)
-            self._fails = True
-            self._forget()
-            return
-        self._fails = False
+            totals, failure = {}, error
+        if failure is not None and not self._is_failing:
+            _log.warning("viewers_not_counted", reason=failure.detail)
+        self._is_failing = failure is not None
+        self._forget()
         now_s = time.monotonic()
         for board, total in totals.items():
-            self._on_counted(board, total)
-            self._counted[board] = now_s
-        for board in left:
-            del self._counted[board]
-            self._on_counted(board, UNSET)
+            if board in left:
+                self._counted.pop(board, None)
+                self._on_counted(board, UNSET)
+            else:
+                self._on_counted(board, total)
+                self._counted[board] = now_s
 
     def _forget(self) -> None:
         """Forget the counts that are too old."""

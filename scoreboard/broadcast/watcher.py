@@ -37,7 +37,7 @@ from scoreboard.broadcast.watched_board import (
     WatchedBoard,
 )
 from scoreboard.broadcast.windows import IDLE_S as WINDOW_IDLE_S
-from scoreboard.broadcast.windows import MERGED_DEPTH_MAX, WatchedWindow
+from scoreboard.broadcast.windows import MAKE_ROOM_IDLE_S, MERGED_DEPTH_MAX, WatchedWindow
 from scoreboard.errors import (
     InternalError,
     Malformed,
@@ -446,17 +446,21 @@ class BoardWatcher:
         return window
 
     def _make_room_for_window(self, boards: Iterable[WatchedBoard]) -> None:
-        """Drop a window of these boards that has no viewers.
+        """Drop the window of these boards that has been without viewers for the longest time.
 
-        Raises Overloaded if all have viewers.
+        Raises Overloaded if all have viewers, or had one a moment ago or wait for one.
         """
-        for watched in boards:
-            for span in self._unused_windows(watched, 0.0)[:1]:
-                self._drop_window(watched, span)
-                return
-        raise overloaded("This server is at its limit of windows")
+        idle = [
+            (used_at_s, watched, span)
+            for watched in boards
+            for used_at_s, span in self._unused_windows(watched, MAKE_ROOM_IDLE_S)[:1]
+        ]
+        if not idle:
+            raise overloaded("This server is at its limit of windows")
+        _, watched, span = min(idle, key=lambda one: one[0])
+        self._drop_window(watched, span)
 
-    def _unused_windows(self, watched: WatchedBoard, idle_s: float) -> list[Span]:
+    def _unused_windows(self, watched: WatchedBoard, idle_s: float) -> list[tuple[float, Span]]:
         listener, board = self._windows, watched.name
         if listener is None:
             return []
@@ -585,7 +589,9 @@ class BoardWatcher:
                 retry_at_s = loop.time() + backoff_s(watched.failures, most_s=most_s)
             self._rename(watched)
             watched.first_read.set()
-            self._drop_windows(watched, self._unused_windows(watched, WINDOW_IDLE_S))
+            self._drop_windows(
+                watched, [span for _, span in self._unused_windows(watched, WINDOW_IDLE_S)]
+            )
             if await self._is_over(watched, was_reconciled=with_board):
                 return
 

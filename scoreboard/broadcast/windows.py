@@ -1,7 +1,8 @@
 """The windows of one board that viewers see beside its top: when to read them, what was read.
 
 Changes below the top are not published. Windows that reach into the top are read with every read of
-it, all of them at most once a second, and then only if the board has a newer seq.
+it, all of them at most once a second, and then only if the board has a newer seq. A new window is
+read at once, without the others.
 
 Invariants: a window without viewers is dropped after ``IDLE_S``; a board without windows costs
 nothing.
@@ -24,7 +25,10 @@ SAMPLE_S: Final = 1.0
 """Interval of reads of rows below the top."""
 
 IDLE_S: Final = 5.0
-"""Least time for which a window without viewers is kept."""
+"""Time after which a window without viewers is dropped."""
+
+MAKE_ROOM_IDLE_S: Final = 2.5
+"""The same at a limit of windows: longer than the first read, for which its viewer waits."""
 
 MERGED_DEPTH_MAX: Final = 1_000
 """Deepest row of a window of a board of several partitions: each is read from its first row on."""
@@ -50,12 +54,16 @@ class WatchedWindow:
 class BoardWindows:
     """The windows of one board; ``due_at_s`` is the loop's time of their next read, or inf."""
 
-    __slots__ = ("_by_span", "_seen", "due_at_s")
+    __slots__ = ("_by_span", "_new", "_sample_at_s", "_seen", "due_at_s")
 
     def __init__(self) -> None:
         self._by_span: dict[Span, WatchedWindow] = {}
+        self._new: set[Span] = set()
+        """Windows that were not read yet."""
         self._seen: tuple[tuple[int, int], ...] = ()
-        """Epoch and seq of each partition at the last read of all windows; () if one is new."""
+        """Epoch and seq of each partition at the last read of all windows."""
+        self._sample_at_s = inf
+        """The loop's time of the next read of all windows."""
         self.due_at_s = inf
 
     def __len__(self) -> int:
@@ -66,24 +74,31 @@ class BoardWindows:
         return self._by_span.get(span)
 
     def add(self, board: str, span: Span) -> WatchedWindow:
-        """Add a window, which is due at once."""
+        """Add a window, which is due at once, and does not make the others due."""
+        if not self._by_span:
+            self._sample_at_s = 0.0
         found = self._by_span[span] = WatchedWindow(board, span)
-        self._seen, self.due_at_s = (), 0.0
+        self._new.add(span)
+        self.due_at_s = 0.0
         return found
 
     def drop(self, span: Span) -> None:
         """Drop a window."""
         self._by_span.pop(span).first_read.set()  # for those who wait; they find no message
+        self._new.discard(span)
         if not self._by_span:
-            self.due_at_s = inf
+            self._sample_at_s = self.due_at_s = inf
 
     def clear(self) -> None:
         """Drop all windows."""
         for span in tuple(self._by_span):
             self.drop(span)
 
-    def unused(self, is_viewed: Callable[[Span], bool], idle_s: float) -> list[Span]:
-        """Return the windows without viewers for a time, the longest unused first."""
+    def unused(self, is_viewed: Callable[[Span], bool], idle_s: float) -> list[tuple[float, Span]]:
+        """Return the windows without viewers for a time, with when they last had one (monotonic).
+
+        The longest unused comes first.
+        """
         now_s = time.monotonic()
         idle: list[tuple[float, Span]] = []
         for span, window in self._by_span.items():
@@ -91,7 +106,7 @@ class BoardWindows:
                 window.used_at_s = now_s
             elif now_s - window.used_at_s >= idle_s:
                 idle.append((window.used_at_s, span))
-        return [span for _, span in sorted(idle, key=lambda one: one[0])]
+        return sorted(idle, key=lambda one: one[0])
 
     def too_deep(self) -> list[Span]:
         """Return the windows that a board of several partitions does not have."""
@@ -99,7 +114,7 @@ class BoardWindows:
 
     def have_changed(self, positions: tuple[tuple[int, int], ...], now_s: float) -> bool:
         """Return whether a board at these positions has to be read; else its read is put off."""
-        if positions != self._seen:
+        if self._new or positions != self._seen:
             return True
         self.put_off(now_s)
         return False
@@ -107,13 +122,13 @@ class BoardWindows:
     def put_off(self, now_s: float) -> None:
         """Put off the next read of all windows, if there are any."""
         if self._by_span:
-            self.due_at_s = now_s + SAMPLE_S
+            self._sample_at_s = self.due_at_s = now_s + SAMPLE_S
 
     def to_read(self, now_s: float) -> Sequence[Span]:
         """Return the windows to read together with the top."""
-        if now_s >= self.due_at_s:
+        if now_s >= self._sample_at_s:
             return tuple(self._by_span)
-        return [span for span in self._by_span if span.offset < TOP.rows]
+        return [span for span in self._by_span if span.offset < TOP.rows or span in self._new]
 
     def apply(
         self,
@@ -128,18 +143,19 @@ class BoardWindows:
         """
         at_ms = now_ms()
         changed: list[BoardState] = []
-        missing = set(self._by_span)
         for span, window in read:
-            missing.discard(span)
             found = self._by_span.get(span)
             if found is None:
                 continue
             names = known([row.user_id for row in window.rows], found.state.names)
             if found.state.apply(window, at_ms, names) is ReadResult.CHANGED:
                 changed.append(found.state)
+            self._new.discard(span)
             found.first_read.set()
-        if now_s >= self.due_at_s and not missing:
-            self._seen, self.due_at_s = top.positions, now_s + SAMPLE_S
+        if now_s >= self._sample_at_s:
+            self._seen, self._sample_at_s = top.positions, now_s + SAMPLE_S
+        # One that was added during the read is due at once.
+        self.due_at_s = 0.0 if self._new else self._sample_at_s
         return changed
 
     def rename(self, known: KnownNames) -> Sequence[BoardState]:

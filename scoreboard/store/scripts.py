@@ -186,6 +186,26 @@ async def call_many(
     if len(calls) == 1:
         keys, args = calls[0]
         return [await call(client, script, keys, args, shape, reads=reads)]
+    found: list[_Shape] = []
+    for reply in await call_each(client, script, calls, shape, reads=reads):
+        if isinstance(reply, ScoreboardError):
+            raise reply
+        found.append(reply)
+    return found
+
+
+async def call_each(
+    client: aioredis.Redis,
+    script: Script,
+    calls: Sequence[_Call],
+    shape: type[_Shape],
+    *,
+    reads: bool = True,
+) -> list[_Shape | ScoreboardError]:
+    """Run a script several times in one round trip, as ``call_many``; return errors in place.
+
+    Raises what ``call`` raises if all calls failed together.
+    """
     began_s = time.perf_counter()
     try:
         commands = [script_command(script, *one, reads=reads) for one in calls]
@@ -202,15 +222,25 @@ async def call_many(
         _raise(error, script, calls[0][0])
     finally:
         call_seconds(script).observe(time.perf_counter() - began_s)
-    found: list[_Shape] = []
-    for (keys, _), reply in zip(calls, replies, strict=True):
+    return [
+        _converted(reply, script, keys, shape)
+        for (keys, _), reply in zip(calls, replies, strict=True)
+    ]
+
+
+def _converted(
+    reply: object, script: Script, keys: Sequence[str], shape: type[_Shape]
+) -> _Shape | ScoreboardError:
+    """Return the reply of one of several calls, or why it has none."""
+    try:
+        if isinstance(reply, Exception):
+            raise reply
+        return convert(reply, shape)
+    except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
         try:
-            if isinstance(reply, Exception):
-                raise reply
-            found.append(convert(reply, shape))
-        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
             _raise(error, script, keys)
-    return found
+        except ScoreboardError as known:
+            return known
 
 
 def _raise(error: Exception, script: Script, keys: Sequence[str]) -> NoReturn:

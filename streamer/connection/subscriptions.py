@@ -5,7 +5,7 @@ the viewer itself is of the board of the handshake. All share the viewer's conne
 control: one that cannot take data skips boards of all of them.
 
 Invariants: a board has one window per viewer; of several boards that wait for a slow connection,
-each gets its turn.
+each gets its turn; a viewer causes reads and whole frames at a limited rate only.
 """
 
 from asyncio import Transport
@@ -14,9 +14,11 @@ from typing import Final, Protocol
 
 from msgspec import UNSET, UnsetType
 
+from scoreboard.broadcast.admission import TokenBucket, overloaded
 from scoreboard.broadcast.messages import Message, Problem
 from scoreboard.errors import ScoreboardError, Uninitialised
 from scoreboard.model import Span
+from scoreboard.runtime.audit import audit_refusal
 from scoreboard.security.access import require_read
 from scoreboard.security.tokens import Caller
 from streamer.connection.flow_control import FlowControl
@@ -27,6 +29,10 @@ from streamer.protocol import Subscribe
 
 SUBSCRIPTIONS_MAX: Final = 8
 """Boards of a viewer besides that of its handshake."""
+
+NEW_WINDOWS_PER_S: Final = 1.0
+NEW_WINDOWS_BURST: Final = 16
+"""Limits of the boards and windows that a viewer begins with: each is read, and sent whole."""
 
 
 class Owner(Subscriber, Protocol):
@@ -45,6 +51,11 @@ class Owner(Subscriber, Protocol):
     @property
     def caller(self) -> Caller | None:
         """The caller that the viewer's token is of."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """The address of the client."""
         ...
 
     def hold(self, ack: bytes) -> None:
@@ -149,7 +160,16 @@ class _Opening:
 class Subscriptions:
     """The subscriptions of one viewer."""
 
-    __slots__ = ("_boards", "_flow", "_manager", "_opening", "_owner", "_transport", "_turns")
+    __slots__ = (
+        "_boards",
+        "_bucket",
+        "_flow",
+        "_manager",
+        "_opening",
+        "_owner",
+        "_transport",
+        "_turns",
+    )
 
     def __init__(
         self, owner: Owner, manager: ConnectionManager, flow: FlowControl, transport: Transport
@@ -159,6 +179,7 @@ class Subscriptions:
         self._flow = flow
         self._transport = transport
         self._boards: dict[str, Subscription] = {}
+        self._bucket = TokenBucket(NEW_WINDOWS_PER_S, NEW_WINDOWS_BURST, manager.clock())
         self._opening: dict[str, _Opening] = {}
         """The newest message for each board that is being opened."""
         self._turns: deque[Subscriber] = deque([owner])
@@ -174,15 +195,22 @@ class Subscriptions:
     # Messages of the viewer
 
     def subscribe(self, message: Subscribe) -> None:
-        """Subscribe to a board, or replace the window of one."""
-        board = message.board
-        self._opening.pop(board, None)
-        is_new = board != self._owner.board and board not in self._boards
-        if is_new and len(self._boards.keys() | self._opening.keys()) >= SUBSCRIPTIONS_MAX:
+        """Subscribe to a board, or replace the window of one; do nothing if it is the same."""
+        board, span = message.board, Span(message.offset, message.rows)
+        current = self._channel_of(board)
+        others = (self._boards.keys() | self._opening.keys()) - {board, self._owner.board}
+        if current is None and len(others) >= SUBSCRIPTIONS_MAX:
             text = f"At most {SUBSCRIPTIONS_MAX} boards besides that of the handshake"
             self._owner.send(Problem("too-many-boards", text, board))
             return
-        span = Span(message.offset, message.rows)
+        if current is not None and current.span == span:
+            self._opening.pop(board, None)
+            self._is_of_season(message, current)
+            return
+        if not self._bucket.take(self._manager.clock()):
+            self._refuse(board, overloaded("This connection asks for too many windows"))
+            return
+        self._opening.pop(board, None)
         try:
             channel = self._manager.watched_channel(board, span)
             if channel is None:
@@ -245,7 +273,7 @@ class Subscriptions:
     def end(self, board: str, error: ScoreboardError) -> None:
         """End a subscription, if there is one, and say why."""
         if self._drop(board):
-            self._refuse(board, error)
+            self._send_problem(board, error)
 
     def window_dropped(self, channel: Channel) -> None:
         """End the subscription of a window that its board no longer has."""
@@ -270,13 +298,7 @@ class Subscriptions:
         except ScoreboardError as error:
             self._refuse(board, error)
             return
-        season = channel.leaderboard.season if channel.leaderboard is not None else UNSET
-        if message.season is not UNSET and message.season != season:
-            text = (
-                "Only the current season is live; ended ones are read with "
-                "GET /api/scores/leaderboard?board=BOARD&season=SEASON"
-            )
-            owner.send(Problem("season-ended", text, board))
+        if not self._is_of_season(message, channel):
             return
         subscription = self._boards.get(board)
         if board == owner.board:
@@ -290,6 +312,25 @@ class Subscriptions:
             channel.add(subscription)
             subscription.push()
 
+    def _channel_of(self, board: str) -> Channel | None:
+        """Return the channel that is viewed of a board, if it is one of this viewer."""
+        if board == self._owner.board:
+            return self._owner.channel
+        subscription = self._boards.get(board)
+        return subscription.channel if subscription is not None else None
+
+    def _is_of_season(self, message: Subscribe, channel: Channel) -> bool:
+        """Return whether a board is of the season that is expected; else say that it is not."""
+        season = channel.leaderboard.season if channel.leaderboard is not None else UNSET
+        if message.season is UNSET or message.season == season:
+            return True
+        text = (
+            "Only the current season is live; ended ones are read with "
+            "GET /api/scores/leaderboard?board=BOARD&season=SEASON"
+        )
+        self._owner.send(Problem("season-ended", text, message.board))
+        return False
+
     def _drop(self, board: str) -> bool:
         subscription = self._boards.pop(board, None)
         if subscription is None:
@@ -299,4 +340,11 @@ class Subscriptions:
         return True
 
     def _refuse(self, board: str, error: ScoreboardError) -> None:
+        """Say why a ``subscribe`` is refused, and write an audit line if access was denied."""
+        caller = self._owner.caller
+        user = {} if caller is None else {"user_id": caller.subject}
+        audit_refusal(error, client=self._owner.address, **user)
+        self._send_problem(board, error)
+
+    def _send_problem(self, board: str, error: ScoreboardError) -> None:
         self._owner.send(Problem(error.code, error.detail, board))

@@ -368,6 +368,11 @@ class Viewer(asyncio.Protocol):
         """The caller that this viewer's token is of; None without a token."""
         return self._session.caller if self._session else None
 
+    @property
+    def address(self) -> str:
+        """The address of the client."""
+        return self._address
+
     def access_revoked(self, board: str) -> None:
         """Close if this viewer was admitted only because the board was public."""
         channel = self._channel

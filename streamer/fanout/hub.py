@@ -9,7 +9,7 @@ Invariants: every viewer that can take data is offered the newest frame, whichev
 leave during a sweep; a turn costs nothing for channels that are not sweeping.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Final, Protocol
 
@@ -17,7 +17,7 @@ from msgspec import UnsetType
 
 from scoreboard.broadcast.channel import BoardChannel
 from scoreboard.broadcast.messages import Leaderboard, Message, Status, difference, encode
-from scoreboard.broadcast.pace import gap_after
+from scoreboard.broadcast.pace import GAP_MAX_S, gap_after
 from scoreboard.model import TOP, Span
 from streamer.connection.framing import ping_frame, text_frame
 
@@ -47,6 +47,36 @@ class Subscriber(Protocol):
         ...
 
 
+class BoardCost:
+    """What it costs to send one board with its windows, and so the least time to the next one."""
+
+    __slots__ = ("_free_at_s", "_owed_s", "_published_at_s", "_used_s")
+
+    def __init__(self) -> None:
+        self._published_at_s = 0.0
+        self._owed_s = 0.0
+        """What was left of the gap before when the newest frame was published."""
+        self._used_s = 0.0
+        """CPU time of the turns since then."""
+        self._free_at_s = 0.0
+        """Until when the next board has to wait."""
+
+    def publish(self, now_s: float) -> None:
+        """Begin with a new frame of the board or a window; what is owed for others stays owed."""
+        self._owed_s = max(self._free_at_s - now_s, 0.0)
+        self._published_at_s, self._used_s = now_s, 0.0
+
+    def add_turn(self, now_s: float, used_s: float) -> None:
+        """Add a turn that has written frames of the board, however many of its channels."""
+        self._used_s += used_s
+        gap_s = gap_after(now_s - self._published_at_s, self._used_s)
+        self._free_at_s = self._published_at_s + min(self._owed_s + gap_s, GAP_MAX_S)
+
+    def least_gap_s(self, now_s: float) -> float:
+        """Return the least time from the newest frame to the next board; 0 if it is over."""
+        return self._free_at_s - self._published_at_s if now_s < self._free_at_s else 0.0
+
+
 class Channel(BoardChannel):
     """The viewers of one board, or of one window of it, and the frames to send them."""
 
@@ -61,21 +91,28 @@ class Channel(BoardChannel):
         "_remaining",
         "accepted_at_s",
         "ack",
+        "cost",
         "delta",
         "frame_at_s",
         "frame_with_ping",
-        "least_gap_s",
         "noticed_at_s",
         "sent",
         "skipped",
         "span",
-        "used_s",
         "viewers",
     )
 
-    def __init__(self, board: str, on_sweep: Callable[[], None], span: Span = TOP) -> None:
+    def __init__(
+        self,
+        board: str,
+        on_sweep: Callable[[], None],
+        span: Span = TOP,
+        cost: BoardCost | None = None,
+    ) -> None:
         super().__init__(board, _text_frame)
         self.span = span
+        self.cost = cost or BoardCost()
+        """Shared by the channels of a board."""
         self.viewers: list[Subscriber] = []
         self.delta = b""
         """What turns the frame before into ``frame``; empty if viewers get the whole frame."""
@@ -88,10 +125,6 @@ class Channel(BoardChannel):
         """``frame`` followed by a ping with the payload ``ack``, for ack-paced viewers."""
         self.ack = b""
         self.frame_at_s = 0.0
-        self.used_s = 0.0
-        """CPU time of the turns since the newest board."""
-        self.least_gap_s = 0.0
-        """The least time from the newest board to the next one."""
         self.noticed_at_s = 0.0
         """When the change was noticed; 0 if the sweep carries no new board."""
         self.accepted_at_s = 0.0
@@ -121,9 +154,7 @@ class Channel(BoardChannel):
         self.frame_with_ping = self.frame + ping_frame(self.ack)
         self.frame_at_s = now_s
         self.noticed_at_s, self.accepted_at_s = noticed_at_s, accepted_at_s
-        self.used_s = 0.0
-        if not self.viewers:
-            self.least_gap_s = 0.0
+        self.cost.publish(now_s)
         self._start_sweep(b"")
 
     def next_for(self, sent: bytes) -> bytes:
@@ -146,11 +177,8 @@ class Channel(BoardChannel):
         self.noticed_at_s = self.accepted_at_s = 0.0
         self._start_sweep(self.heartbeat(at_ms))
 
-    def note_turn(self, now_s: float, used_s: float) -> None:
+    def end_turn(self) -> None:
         """Record that a turn has ended, and with it perhaps the sweep."""
-        if self.noticed_at_s:
-            self.used_s += used_s
-            self.least_gap_s = gap_after(now_s - self.frame_at_s, self.used_s)
         if not self._remaining:
             self.noticed_at_s = self.accepted_at_s = 0.0
 
@@ -253,8 +281,11 @@ class Hub:
         windows = self._windows.setdefault(board, {})
         found = windows.get(span)
         if found is None:
-            made = found = windows[span] = Channel(board, lambda: self._begin_sweep(made), span)
-            found.take_over(self.channel(board))
+            top = self.channel(board)
+            made = found = windows[span] = Channel(
+                board, lambda: self._begin_sweep(made), span, top.cost
+            )
+            found.take_over(top)
         return found
 
     def find(self, board: str, span: Span) -> Channel | None:
@@ -324,6 +355,13 @@ class Hub:
             if channel.is_sweeping:
                 sweeping[channel] = None  # after the others
         return tuple(visited)
+
+    def note_turn(self, channels: Sequence[Channel], now_s: float, used_s: float) -> None:
+        """Record the CPU time of a turn of these channels, once for each board that was sent."""
+        for cost in {channel.cost for channel in channels if channel.noticed_at_s}:
+            cost.add_turn(now_s, used_s)
+        for channel in channels:
+            channel.end_turn()
 
     @property
     def is_sweeping(self) -> bool:

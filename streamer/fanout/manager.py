@@ -310,7 +310,8 @@ class ConnectionManager:
 
     def least_gap_s(self, board: str) -> float:
         """Return the least time to the next board, from what the last one cost so far."""
-        return max((one.least_gap_s for one in self.hub.of_board(board)), default=0.0)
+        channel = self.hub.channels.get(board)
+        return 0.0 if channel is None else channel.cost.least_gap_s(self.clock())
 
     def is_viewed(self, board: str) -> bool:
         """Return whether a board has viewers."""

@@ -130,8 +130,8 @@ async def test_every_primary_gets_its_own_updates(cluster: Cluster) -> None:
 
 async def test_viewers_of_boards_on_all_primaries_are_counted(cluster: Cluster) -> None:
     async with make_client(Settings(redis_url=Secret(cluster.url)), name="test") as client:
-        first = await count_viewers(client, "a", dict.fromkeys(NAMES, 2))
-        second = await count_viewers(client, "b", dict.fromkeys(NAMES, 3))
+        first, _ = await count_viewers(client, "a", dict.fromkeys(NAMES, 2))
+        second, _ = await count_viewers(client, "b", dict.fromkeys(NAMES, 3))
 
         assert first == dict.fromkeys(NAMES, 2)
         assert second == dict.fromkeys(NAMES, 5)

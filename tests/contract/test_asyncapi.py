@@ -5,13 +5,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import yaml
 
 from api.documents.openapi import shorten_patterns
 from scoreboard.broadcast import messages
 from scoreboard.broadcast.close_codes import CLOSE_REASONS, CloseCode
 from scoreboard.runtime.settings import describe
 from streamer import protocol
-from tests.support.asyncapi import check_message, document, payload_names
+from tests.support.asyncapi import check_message, document, payload_names, read
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "reference" / "websocket.md").read_text()
 SENT = (
@@ -44,6 +45,11 @@ def test_every_schema_matches_its_struct() -> None:
 
     written = document()["components"]["schemas"]
     assert written == shorten_patterns(msgspec.to_builtins(schemas))
+
+
+def test_a_schema_that_is_written_twice_is_refused() -> None:
+    with pytest.raises(yaml.constructor.ConstructorError, match="found twice: \\['Delta'\\]"):
+        read("schemas:\n  Delta:\n    type: object\n  Watch: {}\n  Delta: {}\n")
 
 
 def test_the_operations_name_exactly_the_messages() -> None:

@@ -208,6 +208,39 @@ def test_an_image_is_built_by_one_service() -> None:
             assert ("build" in service) == (name == "secrets")
 
 
+NOT_PASSED_ON = {
+    "SCOREBOARD_API_PORT": "containers have addresses of their own, and Kong has these ports",
+    "SCOREBOARD_WS_PORT": "as the port of the api",
+    "SCOREBOARD_API_METRICS_PORT": "Prometheus and SCOREBOARD_SERVICES have these ports",
+    "SCOREBOARD_WS_METRICS_PORT": "as the metrics port of the api",
+    "SCOREBOARD_FLUSHER_METRICS_PORT": "as the metrics port of the api",
+    "SCOREBOARD_API_WORKERS": "a service is one process; its limits of CPU time are for that",
+    "SCOREBOARD_WS_WORKERS": "as the workers of the api",
+    "SCOREBOARD_JWKS_FILE": "no volume has keys; SCOREBOARD_JWKS_URL is passed on",
+    "SCOREBOARD_PROOF_JWKS_FILE": "as SCOREBOARD_JWKS_FILE",
+    "SCOREBOARD_ADMIN_API": "the service admin has it",
+    "SCOREBOARD_ADMIN_REDIS_SECRET": "the service admin has it",
+    "SCOREBOARD_ADMIN_DATABASE_SECRET": "the service admin has it",
+    "SCOREBOARD_ADMIN_SIGN_IN_CLIENT_ID": "the service admin has it",
+}
+"""Settings that neither the api nor the streamer gets, and why."""
+
+ONLY_OF_THE_API = {
+    "SCOREBOARD_API_HOST", "SCOREBOARD_RATE_LIMIT", "SCOREBOARD_UPDATES_PER_MINUTE",
+    "SCOREBOARD_TRUSTED_UPDATES_PER_MINUTE", "SCOREBOARD_SIGN_IN_ISSUER",
+    "SCOREBOARD_SIGN_IN_CLIENT_ID",
+}  # fmt: skip
+
+
+def test_api_and_streamer_get_every_setting_or_there_is_a_reason() -> None:
+    every = {name for name, _, _ in describe()}
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    api, streamer = (services[name]["environment"].keys() for name in ("api", "streamer"))
+
+    assert every - api == NOT_PASSED_ON.keys() | {"SCOREBOARD_WS_HOST"}
+    assert every - streamer == NOT_PASSED_ON.keys() | ONLY_OF_THE_API
+
+
 def test_a_variable_overrides_its_default() -> None:
     services = load({"SCOREBOARD_ISSUER": "https://issuer.example/"})["services"]
     for name in ("api", "streamer", "kong-render", "kong-sync"):

@@ -416,6 +416,7 @@ API_REFUSED = [
     "CREATE TEMP TABLE mine (id INT)",
 ]
 STREAMER_REFUSED = [
+    "SELECT id FROM users",
     "SELECT metadata FROM users",
     "SELECT created_at FROM users",
     "SELECT 1 FROM score_events",

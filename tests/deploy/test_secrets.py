@@ -528,6 +528,23 @@ def test_a_new_database_takes_the_logins_that_are_in_use(database: Database) -> 
     assert database.verifiers()["scoreboard_api_a"] is None
 
 
+def test_a_login_without_a_password_gets_that_of_a_later_secret(database: Database) -> None:
+    script.bootstrap(database.secrets, DOCKER)
+    database.create_owner((database.secrets / "postgres/owner").read_text())
+    document = (database.secrets / "streamer/database").read_text()
+    (database.secrets / "streamer/database").write_text("{}")
+    database.roles()
+    before = database.verifiers()
+    assert before["scoreboard_streamer_a"] is None
+
+    (database.secrets / "streamer/database").write_text(document)
+
+    assert database.roles().returncode == 0
+    assert database.can_log_in("streamer/database")
+    after = database.verifiers()
+    assert {name for name in after if after[name] != before[name]} == {"scoreboard_streamer_a"}
+
+
 def test_lost_secrets_of_an_existing_database_are_reported(database: Database) -> None:
     database.create_owner("of the lost volume", OLD_ROLES)
     before = database.verifiers()

@@ -105,7 +105,7 @@ async def test_expensive_board_slows_the_pace(
         await submit("carol", 1000)
         await viewer.next("leaderboard")
         read_at_s = loop.time()
-        channel.least_gap_s = 0.5
+        channel.cost.add_turn(read_at_s, used_s=0.25)
         await submit("carol", 1)
         await viewer.next("leaderboard")
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import redis.asyncio as aioredis
+from msgspec import UNSET
 
 from scoreboard.broadcast.messages import COMPACT, Leaderboard
+from scoreboard.errors import ScoreboardError, Unauthenticated
 from scoreboard.model import Board, Layout, Partition, Row, Rules, Span
 from scoreboard.store.keys import BOARDS, PartitionKeys, viewers_key
-from streamer.connection.subscriptions import SUBSCRIPTIONS_MAX
+from streamer.connection.subscriptions import NEW_WINDOWS_BURST, SUBSCRIPTIONS_MAX
 from streamer.connection.viewer import Viewer
 from tests.support.clients.viewer import (
     PATH,
@@ -127,8 +129,32 @@ async def test_a_second_subscription_replaces_the_window(
     await subscribe(viewer, "main")
     assert len((await viewer.next())["leaderboard"]) == 10
     await subscribe(viewer, "main")
-    await viewer.next("leaderboard")
+    await subscribe(viewer, "weekly", offset=20)
+    await subscribe(viewer, "weekly", offset=30)
+    assert (await viewer.next())["offset"] == 30, "the same window is not sent again"
     assert channel_sizes(running)[("main", Span())] == 1
+    # A later message takes the place of one that waits, also if nothing changes.
+    await subscribe(viewer, "weekly", offset=40)
+    await subscribe(viewer, "weekly", offset=30)
+    await subscribe(viewer, "main", season="2020-W01")
+    assert await error_of(viewer) == ("season-ended", "main")
+    assert channel_sizes(running)[("weekly", Span(30, 10))] == 1
+
+
+async def test_new_windows_of_a_connection_are_limited(
+    start_streamer: StartStreamer, connect: Connect
+) -> None:
+    running = await start_streamer(scores=SCORES, viewer_frames_burst=1000)
+    viewer = await connect(running.port)
+    await viewer.next()
+    for number in range(NEW_WINDOWS_BURST):
+        await subscribe(viewer, "main", offset=10 + number)
+    await subscribe(viewer, "main", offset=40)
+
+    assert await error_of(viewer) == ("overloaded", "main")
+    await eventually_async(
+        lambda: channel_sizes(running) == {("main", Span(9 + NEW_WINDOWS_BURST, 10)): 1}
+    )
 
 
 async def test_sync_sends_one_board_or_all(start_streamer: StartStreamer, connect: Connect) -> None:
@@ -154,8 +180,13 @@ async def test_sync_sends_one_board_or_all(start_streamer: StartStreamer, connec
 
 
 async def test_refused_subscriptions_leave_the_connection_open(
-    start_streamer: StartStreamer, connect: Connect
+    start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    audited: list[tuple[ScoreboardError, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        "streamer.connection.subscriptions.audit_refusal",
+        lambda error, **fields: audited.append((error, fields)),
+    )
     running = await start_streamer(windows_per_board=1)
     parts = Board("parts", Layout(partitions=2))
     await make(running, WEEKLY, SECRET, *(Board(f"board-{n}") for n in range(9)))
@@ -168,6 +199,10 @@ async def test_refused_subscriptions_leave_the_connection_open(
     assert await error_of(viewer) == ("unknown-board", "chess")
     await subscribe(viewer, "secret")
     assert await error_of(viewer) == ("unauthenticated", "secret")
+    assert [error.code for error, _ in audited if isinstance(error, Unauthenticated)] == [
+        "unauthenticated"
+    ]
+    assert audited[-1][1] == {"client": "127.0.0.1"}
     await subscribe(viewer, "parts", offset=5000)
     assert await error_of(viewer) == ("malformed", "parts")
     await subscribe(viewer, "main", offset=10)
@@ -201,6 +236,10 @@ async def test_a_viewer_has_at_most_eight_further_boards(
     await board_of(viewer, f"board-{SUBSCRIPTIONS_MAX}")
     await subscribe(viewer, "main", offset=0, rows=20)
     assert len(channel_sizes(running)) == SUBSCRIPTIONS_MAX + 1
+    await viewer.send_json({"type": "unsubscribe", "board": "board-4"})
+    await subscribe(viewer, "main", offset=0, rows=30)  # it waits for its first read
+    await subscribe(viewer, "board-3")
+    await board_of(viewer, "board-3")
 
 
 async def test_hostile_messages(start_streamer: StartStreamer, connect: Connect) -> None:
@@ -436,6 +475,22 @@ async def test_without_redis_viewers_are_forgotten_and_nothing_else_happens(
     await count(running)
     assert channel.all_viewers == 1
     await viewer.next()
+
+
+async def test_a_board_that_cannot_be_counted_stops_no_other(
+    start_streamer: StartStreamer, connect: Connect, client: aioredis.Redis
+) -> None:
+    running = await start_streamer()
+    await make(running, WEEKLY)
+    await client.set(viewers_key("weekly"), "of another type")
+    await connect(running.port, f"{PATH}?board=weekly")
+    await connect(running.port)
+
+    await count(running)
+
+    hub = running.streamer.manager.hub
+    assert hub.channel("main").all_viewers == 1
+    assert hub.channel("weekly").all_viewers is UNSET
 
 
 # Deltas

@@ -166,7 +166,10 @@ async def test_a_window_without_viewers_is_dropped(
 
 
 async def test_the_number_of_windows_is_limited(
-    start_streamer: StartStreamer, connect: Connect, handshake: Handshake
+    start_streamer: StartStreamer,
+    connect: Connect,
+    handshake: Handshake,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     running = await start_streamer(scores=SCORES, windows=3, windows_per_board=2)
     await open_board(running.store, Board("golf"), scores=SCORES)
@@ -185,8 +188,30 @@ async def test_the_number_of_windows_is_limited(
     first.close()  # a window without viewers makes room before its time is over
     hub = running.streamer.manager.hub
     await eventually_async(lambda: not getattr(hub.find("main", Span(10, 10)), "viewers", ()))
+    # Its viewer may still wait for the first read or the check of its token.
+    assert (await handshake(running.port, f"{PATH}?offset=30")).status == 503
+    monkeypatch.setattr("scoreboard.broadcast.watcher.MAKE_ROOM_IDLE_S", 0.0)
     await connect(running.port, f"{PATH}?offset=30")
     assert hub.find("main", Span(10, 10)) is None
+
+
+async def test_the_window_that_was_unused_longest_of_all_boards_makes_room(
+    start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scoreboard.broadcast.watcher.MAKE_ROOM_IDLE_S", 0.0)
+    running = await start_streamer(scores=SCORES, windows=2)
+    await open_board(running.store, Board("golf"), scores=SCORES)
+    await running.store.write_boards([Board(), Board("golf")])
+    later = await connect(running.port, f"{PATH}?offset=10")
+    first = await connect(running.port, f"{PATH}?board=golf&offset=10")
+    first.close()
+    await asyncio.sleep(1.5)  # pace: longer than the second in which viewers are looked for
+    later.close()
+    await eventually_async(lambda: running.viewers == 0)
+
+    await connect(running.port, f"{PATH}?offset=30")
+
+    assert (window_count(running), window_count(running, "golf")) == (2, 0)
 
 
 async def test_the_rate_of_new_windows_is_limited(

@@ -13,10 +13,31 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "asyncapi.yaml"
 _URI = "urn:scoreboard:asyncapi"
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """A loader that refuses a key twice in one mapping, of which YAML's takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        again = {key for key in keys if keys.count(key) > 1}
+        if again:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"found twice: {sorted(again)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read(text: str) -> dict[str, Any]:
+    """Parse YAML.
+
+    Raises ConstructorError if a mapping has a key twice.
+    """
+    return yaml.load(text, Loader=_StrictLoader)
+
+
 @cache
 def document() -> dict[str, Any]:
     """Read docs/asyncapi.yaml."""
-    return yaml.safe_load(DOCUMENT.read_text())
+    return read(DOCUMENT.read_text())
 
 
 def payload_names(action: str) -> dict[str, str]:

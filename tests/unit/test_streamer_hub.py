@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreboard.broadcast.messages import Leaderboard, Status
+from scoreboard.model import Span
 from streamer.connection.framing import ping_frame, text_frame
 from streamer.fanout.hub import Channel, Hub
 
@@ -67,25 +68,62 @@ def test_turn_ends_at_its_count_or_its_time() -> None:
     assert channel.is_sweeping
 
 
-def test_gap_after_a_board_grows_with_its_sweep_and_is_zero_without_viewers() -> None:
-    channel, viewers = channel_of(100)
+def sweep(hub: Hub, now_s: float, used_s: float, limit: int = 1000) -> None:
+    hub.note_turn(hub.run_turn(limit, clock, NEVER_S), now_s, used_s)
+
+
+def test_gap_after_a_board_grows_with_its_sweep_and_ends() -> None:
+    hub = Hub(("main",), lambda: None)
+    channel = hub.channel("main")
+    viewers = [Viewer(channel) for _ in range(100)]
     channel.publish(board(1), 10.0, 9.9)
-    channel.run_turn(50, clock, NEVER_S)
-    channel.note_turn(10.2, 0.04)
-    assert channel.least_gap_s == pytest.approx(0.2)
-    channel.run_turn(50, clock, NEVER_S)
-    channel.note_turn(10.5, 0.04)
-    assert channel.least_gap_s == pytest.approx(0.5)
+    sweep(hub, 10.2, 0.04, limit=50)
+    assert channel.cost.least_gap_s(10.1) == pytest.approx(0.2)
+    sweep(hub, 10.5, 0.04, limit=50)
+    assert channel.cost.least_gap_s(10.4) == pytest.approx(0.5)
 
     channel.publish_status(Status("live"))
-    channel.run_turn(100, clock, NEVER_S)
-    channel.note_turn(60.0, 0.04)
-    assert channel.least_gap_s == pytest.approx(0.5), "only boards are paced"
+    sweep(hub, 60.0, 0.04)
+    assert channel.cost.least_gap_s(10.4) == pytest.approx(0.5), "only boards are paced"
+    assert channel.cost.least_gap_s(10.6) == 0.0, "the time has passed"
 
     for viewer in viewers:
         channel.remove(viewer)
     channel.publish(board(2), 61.0, 60.9)
-    assert channel.least_gap_s == 0.0
+    assert channel.cost.least_gap_s(61.0) == 0.0
+
+
+def test_a_window_that_rests_does_not_slow_its_board() -> None:
+    hub = Hub(("main",), lambda: None)
+    top, window = hub.channel("main"), hub.window("main", Span(20, 10))
+    for channel in (top, window):
+        Viewer(channel)
+        channel.publish(board(1), 10.0, 9.9)
+    sweep(hub, 11.5, 0.1)
+    assert top.cost.least_gap_s(11.0) == pytest.approx(1.5)
+
+    top.publish(board(2), 12.0, 11.9)
+    sweep(hub, 12.1, 0.01)
+
+    assert top.cost.least_gap_s(12.05) == pytest.approx(0.1)
+
+
+def test_the_turns_of_several_windows_add_up_each_once() -> None:
+    hub = Hub(("main",), lambda: None)
+    channels = [hub.channel("main"), *(hub.window("main", Span(n, 10)) for n in (20, 30))]
+    for channel in channels:
+        for _ in range(50):
+            Viewer(channel)
+        channel.publish(board(1), 10.0, 9.9)
+    cost = channels[0].cost
+
+    sweep(hub, 10.1, 0.1, limit=100)
+    assert cost.least_gap_s(10.1) == pytest.approx(0.2), "both channels of one turn"
+    sweep(hub, 10.2, 0.1, limit=100)
+    assert cost.least_gap_s(10.2) == pytest.approx(0.4)
+    channels[1].publish(board(2), 10.3, 10.3)
+    sweep(hub, 10.31, 0.05, limit=100)
+    assert cost.least_gap_s(10.31) == pytest.approx(0.2), "0.1 is left of the read before"
 
 
 def test_newer_frame_during_a_sweep_reaches_the_rest_then_the_first() -> None:
