@@ -221,9 +221,7 @@ def test_a_stale_board_is_said_so(start: Start, streamer: Serve) -> None:
         assert program.until("status", state="live")["stale"] == []
 
 
-def test_a_board_that_is_not_followed_any_more_is_not_stale(
-    start: Start, streamer: Serve
-) -> None:
+def test_a_board_that_is_not_followed_any_more_is_not_stale(start: Start, streamer: Serve) -> None:
     def script(viewer: Viewer) -> None:
         viewer.board(1)
         viewer.receive()

@@ -276,9 +276,7 @@ async def test_tokens_and_texts_are_properties_also_before_the_definition(
     assert "secret" not in await page.content()
 
 
-async def test_another_provider_of_tokens_is_another_connection(
-    show: Show, site: FakeSite
-) -> None:
+async def test_another_provider_of_tokens_is_another_connection(show: Show, site: FakeSite) -> None:
     script = 'document.querySelector("score-board").tokenProvider = () => "alice";'
     page = await show('<score-board src="SRC"></score-board>', script=script)
     await expect(page.get_by_role("status")).to_have_text("No scores yet.")

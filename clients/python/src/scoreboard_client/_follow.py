@@ -357,27 +357,34 @@ class Follower:
                 yield Emit(message)
             case Heartbeat():
                 yield from self._on_heartbeat(message)
-            case SourceStatus(state, board):
-                named = board or self._main or ""
-                if state != "stale":
-                    self._now.stale.discard(named)
-                elif self._is_followed(named):
-                    self._now.stale.add(named)
-                yield from self._show_live()
+            case SourceStatus():
+                yield from self._on_source(message)
             case AuthExpiring() if self._has_provider:
                 self._now.renewal = 0
                 yield from self._renew()
-            case ServerError(code, detail, board):
-                yield Emit(Refused(code, detail, board))
-                if board and board != self._main and code in ENDS_OF_SUBSCRIPTIONS:
-                    self._forget(board)
-                    yield from self._show_live()
-                if self._now.renewal and self._now.renew_at is None:
-                    self._renew_later()
+            case ServerError():
+                yield from self._on_error(message)
             case Bye():
                 self._now.bye = message
             case _:  # a later server may send other types
                 pass
+
+    def _on_source(self, status: SourceStatus) -> Steps:
+        board = status.board or self._main or ""
+        if status.state != "stale":
+            self._now.stale.discard(board)
+        elif self._is_followed(board):
+            self._now.stale.add(board)
+        yield from self._show_live()
+
+    def _on_error(self, error: ServerError) -> Steps:
+        board = error.board
+        yield Emit(Refused(error.code, error.detail, board))
+        if board and board != self._main and error.code in ENDS_OF_SUBSCRIPTIONS:
+            self._forget(board)
+            yield from self._show_live()
+        if self._now.renewal and self._now.renew_at is None:
+            self._renew_later()
 
     def _on_board(self, board: Board) -> Steps:
         if self._main is None and board.board not in self._subscribed:
@@ -407,7 +414,11 @@ class Follower:
         held = self._positions.get(board)
         epoch, seq = (held.epoch, held.seq) if held else (None, 0)
         is_newer = beat.epoch != epoch or beat.seq > seq
-        if is_newer and self._is_followed(board) and self._clock() - self._synced_at >= self._patience.sync_s:
+        if (
+            is_newer
+            and self._is_followed(board)
+            and self._clock() - self._synced_at >= self._patience.sync_s
+        ):
             self._synced_at = self._clock()
             other = {} if board == self._main else {"board": board}
             yield Write(_text(type="sync", **other))
