@@ -326,7 +326,7 @@ def test_a_server_that_is_full_or_annoyed_is_left_alone(
         assert process.stdout is not None
         try:
             process.stdout.readline()
-            time.sleep(1.5)  # three times the longest back-off after a first failure
+            time.sleep(1.5)  # pace: three times the longest back-off after a first failure
             assert len(viewers) == 1
         finally:
             process.kill()
