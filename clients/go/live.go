@@ -102,6 +102,7 @@ type LiveBoard struct {
 	subscribed map[string]Window
 	main       string
 	conn       *websocket.Conn
+	stale      []string // boards that may be outdated, as this connection was told
 
 	// Only Run and what it calls use these.
 	token      string
@@ -112,13 +113,22 @@ type LiveBoard struct {
 	syncedAt   time.Time
 }
 
-type position struct{ epoch, seq int64 }
+// position is which state of a board was delivered, and which window of it.
+type position struct {
+	epoch, seq   int64
+	offset, rows int
+}
+
+// endsOfSubscriptions has the errors with a board after which the connection does not have it.
+var endsOfSubscriptions = map[string]bool{
+	"forbidden": true, "not-subscribed": true, "unauthenticated": true,
+	"uninitialised": true, "unknown-board": true,
+}
 
 // connected is what is known of the present connection.
 type connected struct {
 	hasMessage bool
 	bye        *bye
-	stale      []string
 	answers    chan bool // whether the server has accepted a new token
 	renewal    sync.WaitGroup
 	isRenewing bool
@@ -194,10 +204,12 @@ func (l *LiveBoard) Subscribe(board string, window Window) {
 	l.write(subscribeMessage(board, window))
 }
 
-// Unsubscribe stops following another board.
+// Unsubscribe stops following another board. If it was stale, the next message shows the state
+// without it.
 func (l *LiveBoard) Unsubscribe(board string) {
 	l.mutex.Lock()
 	delete(l.subscribed, board)
+	l.setStale(board, false)
 	l.mutex.Unlock()
 	l.write(map[string]any{"type": "unsubscribe", "board": board})
 }
@@ -344,6 +356,7 @@ func (l *LiveBoard) wishes(conn *websocket.Conn) []any {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	l.conn = conn
+	l.stale = nil
 	var wishes []any
 	if l.watched != nil {
 		wishes = append(wishes, watchMessage(l.watched))
@@ -390,11 +403,9 @@ func (l *LiveBoard) onText(ctx context.Context, now *connected, text []byte) {
 		l.onHeartbeat(now, message)
 	case sourceStatus:
 		board := l.nameOf(message.Board)
-		now.stale = slices.DeleteFunc(now.stale, func(one string) bool { return one == board })
-		if message.State == "stale" {
-			now.stale = append(now.stale, board)
-			slices.Sort(now.stale)
-		}
+		l.mutex.Lock()
+		l.setStale(board, message.State == "stale" && l.isFollowed(board))
+		l.mutex.Unlock()
 		l.showLive(now)
 	case authExpiring:
 		if l.client.tokens.provider != nil && !now.isRenewing {
@@ -407,6 +418,13 @@ func (l *LiveBoard) onText(ctx context.Context, now *connected, text []byte) {
 		}
 	case Refused:
 		l.refused(message)
+		if message.Board != "" && message.Board != l.nameOf("") && endsOfSubscriptions[message.Code] {
+			l.mutex.Lock()
+			l.setStale(message.Board, false)
+			l.mutex.Unlock()
+			delete(l.positions, message.Board)
+			l.showLive(now)
+		}
 		now.answer(false)
 	case bye:
 		now.bye = &message
@@ -418,11 +436,14 @@ func (l *LiveBoard) onBoard(now *connected, board Board) {
 		return // it was on its way when the caller unsubscribed
 	}
 	l.showLive(now)
+	seen := position{board.Epoch, board.Seq, board.Offset, board.Rows}
 	held, isHeld := l.positions[board.Board]
-	if isHeld && held.epoch == board.Epoch && board.Seq < held.seq {
+	// Another window can be an older board.
+	isSameWindow := held.offset == seen.offset && held.rows == seen.rows
+	if isHeld && isSameWindow && held.epoch == seen.epoch && seen.seq < held.seq {
 		return
 	}
-	l.positions[board.Board] = position{board.Epoch, board.Seq}
+	l.positions[board.Board] = seen
 	l.call(func() { l.options.OnBoard(board) }, l.options.OnBoard != nil)
 }
 
@@ -438,7 +459,7 @@ func (l *LiveBoard) onHeartbeat(now *connected, beat heartbeat) {
 	}
 	held, isHeld := l.positions[board]
 	isNewer := beat.Epoch != nil && (!isHeld || held.epoch != *beat.Epoch || beat.Seq > held.seq)
-	if isNewer && time.Since(l.syncedAt) >= l.patience.Sync {
+	if isNewer && l.isWanted(board) && time.Since(l.syncedAt) >= l.patience.Sync {
 		l.syncedAt = time.Now()
 		message := map[string]any{"type": "sync"}
 		if board != l.nameOf("") {
@@ -452,11 +473,25 @@ func (l *LiveBoard) onHeartbeat(now *connected, beat heartbeat) {
 func (l *LiveBoard) isWanted(board string) bool {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
-	if _, isSubscribed := l.subscribed[board]; isSubscribed {
-		return true
+	if _, isSubscribed := l.subscribed[board]; !isSubscribed {
+		l.main = either(l.main, board)
 	}
-	l.main = either(l.main, board)
-	return board == l.main
+	return l.isFollowed(board)
+}
+
+// isFollowed needs the mutex.
+func (l *LiveBoard) isFollowed(board string) bool {
+	_, isSubscribed := l.subscribed[board]
+	return isSubscribed || board == l.main || l.main == ""
+}
+
+// setStale needs the mutex.
+func (l *LiveBoard) setStale(board string, isStale bool) {
+	l.stale = slices.DeleteFunc(l.stale, func(one string) bool { return one == board })
+	if isStale {
+		l.stale = append(l.stale, board)
+		slices.Sort(l.stale)
+	}
 }
 
 func (l *LiveBoard) nameOf(board string) string {
@@ -508,9 +543,12 @@ func (now *connected) answer(isAccepted bool) {
 
 func (l *LiveBoard) showLive(now *connected) {
 	now.hasMessage = true
+	l.mutex.Lock()
+	stale := slices.Clone(l.stale)
+	l.mutex.Unlock()
 	status := Status{State: Live}
-	if len(now.stale) > 0 {
-		status = Status{State: Stale, Stale: slices.Clone(now.stale)}
+	if len(stale) > 0 {
+		status = Status{State: Stale, Stale: stale}
 	}
 	l.show(status)
 }

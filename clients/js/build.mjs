@@ -10,7 +10,7 @@ const here = import.meta.dirname;
 const root = resolve(here, "../..");
 const folder = resolve(process.argv[2] ?? resolve(here, "build"));
 const out = resolve(folder, "dist");
-const SHARED = ["scoreboard-client.js", "scoreboard-protocol.js"];
+const SHARED = ["scoreboard-client.js", "scoreboard-protocol.js", "names.js"];
 
 /** Return an OpenAPI document with the schemas that callers other than administrators use. */
 async function openapi() {

@@ -41,6 +41,24 @@ public class ScoreboardUpdate
 }
 
 [Serializable]
+public class ScoreboardRequest
+{
+    public string type;
+}
+
+[Serializable]
+public class ScoreboardWatch : ScoreboardRequest
+{
+    public string[] userIds;
+}
+
+[Serializable]
+public class ScoreboardAuth : ScoreboardRequest
+{
+    public string token;
+}
+
+[Serializable]
 public class ScoreboardReply
 {
     public bool success, replayed, held;
@@ -50,7 +68,7 @@ public class ScoreboardReply
 public sealed class ScoreboardClient
 {
     const int Tries = 8;
-    const double SilenceS = 37, SettledS = 10;
+    const double LinkS = 15, SilenceS = 37, SettledS = 10;
     static readonly HashSet<int> StopCodes = new HashSet<int> { 1002, 1003, 1007, 1009, 4400, 4403, 4404 };
 
     readonly string api, live;
@@ -127,21 +145,21 @@ public sealed class ScoreboardClient
         Show("connecting");
         while (!stop.IsCancellationRequested)
         {
-            var wait = random.NextDouble() * Math.Min(30, 0.5 * Math.Pow(2, Math.Min(failures, 6)));
-            failures++;
+            float[] delay = null; // what the server asks for, in ms
             var code = 0; // that of the close frame, if there is one
             var isOver = false;
+            var hasBoard = false;
             var started = DateTime.UtcNow;
             using (var socket = new ClientWebSocket())
             {
                 try
                 {
                     socket.Options.AddSubProtocol("scoreboard.v1");
-                    var jwt = await token(refusals > 0);
+                    var jwt = await TokenFor(refusals > 0);
                     if (!string.IsNullOrEmpty(jwt)) socket.Options.SetRequestHeader("Authorization", "Bearer " + jwt);
-                    await socket.ConnectAsync(new Uri(live), stop);
+                    await Limited(LinkS, stop, limit => socket.ConnectAsync(new Uri(live), limit));
                     if (userIds.Length > 0)
-                        await Send(socket, "{\"type\":\"watch\",\"userIds\":[\"" + string.Join("\",\"", userIds) + "\"]}", stop);
+                        await Send(socket, new ScoreboardWatch { type = "watch", userIds = userIds }, stop);
                     string text;
                     while ((text = await Receive(socket, stop)) != null)
                     {
@@ -150,7 +168,7 @@ public sealed class ScoreboardClient
                         {
                             case "leaderboard":
                                 Show("live");
-                                if ((DateTime.UtcNow - started).TotalSeconds > SettledS) failures = refusals = 0;
+                                hasBoard = true;
                                 // An equal seq is the same board, with newer names.
                                 if (message.epoch == epoch && message.seq < seq) break;
                                 epoch = message.epoch;
@@ -164,12 +182,11 @@ public sealed class ScoreboardClient
                                 Show(message.state);
                                 break;
                             case "auth_expiring":
-                                await Send(socket, "{\"type\":\"auth\",\"token\":\"" + await token(true) + "\"}", stop);
+                                await Send(socket, new ScoreboardAuth { type = "auth", token = await TokenFor(true) }, stop);
                                 break;
                             case "bye":
                                 isOver = !message.reconnect;
-                                if (message.delay_ms != null && message.delay_ms.Length == 2)
-                                    wait = (message.delay_ms[0] + random.NextDouble() * (message.delay_ms[1] - message.delay_ms[0])) / 1000;
+                                if (message.delay_ms != null && message.delay_ms.Length == 2) delay = message.delay_ms;
                                 break;
                         }
                     }
@@ -180,14 +197,31 @@ public sealed class ScoreboardClient
                     // Reconnect below. Unity does not tell why a handshake was refused.
                 }
             }
+            if (hasBoard && (DateTime.UtcNow - started).TotalSeconds > SettledS) failures = refusals = 0;
             if (code == 4401) refusals++;
             if (isOver || StopCodes.Contains(code) || refusals > 1) break;
+            var wait = random.NextDouble() * Math.Min(30, 0.5 * Math.Pow(2, Math.Min(failures, 6)));
+            failures++;
+            if (delay != null) wait = (delay[0] + random.NextDouble() * (delay[1] - delay[0])) / 1000;
             if (code == 1013) wait += 5;
             if (code == 4429) wait += 30;
             Show("reconnecting");
             await Task.Delay(TimeSpan.FromSeconds(wait), stop);
         }
         Show("stopped");
+    }
+
+    /// <summary>Return a token; a provider that fails is like a lost connection.</summary>
+    async Task<string> TokenFor(bool wasRefused)
+    {
+        try
+        {
+            return await token(wasRefused);
+        }
+        catch (Exception error)
+        {
+            throw new IOException("no token: " + error.Message, error);
+        }
     }
 
     string shown;
@@ -199,10 +233,27 @@ public sealed class ScoreboardClient
         State?.Invoke(state);
     }
 
-    static Task Send(ClientWebSocket socket, string text, CancellationToken stop)
+    static Task Send(ClientWebSocket socket, ScoreboardRequest message, CancellationToken stop)
     {
-        var bytes = new ArraySegment<byte>(Encoding.UTF8.GetBytes(text));
-        return socket.SendAsync(bytes, WebSocketMessageType.Text, true, stop);
+        var bytes = new ArraySegment<byte>(Encoding.UTF8.GetBytes(JsonUtility.ToJson(message)));
+        return Limited(LinkS, stop, limit => socket.SendAsync(bytes, WebSocketMessageType.Text, true, limit));
+    }
+
+    /// <summary>Do something that a dead network can hold up for ever.</summary>
+    static async Task Limited(double seconds, CancellationToken stop, Func<CancellationToken, Task> act)
+    {
+        using (var limit = CancellationTokenSource.CreateLinkedTokenSource(stop))
+        {
+            limit.CancelAfter(TimeSpan.FromSeconds(seconds));
+            try
+            {
+                await act(limit.Token);
+            }
+            catch (OperationCanceledException) when (!stop.IsCancellationRequested)
+            {
+                throw new TimeoutException();
+            }
+        }
     }
 
     /// <summary>Return the next message, or null when the server closes. Silence is a lost connection.</summary>
@@ -210,23 +261,19 @@ public sealed class ScoreboardClient
     {
         var buffer = new ArraySegment<byte>(new byte[8192]);
         using (var whole = new MemoryStream())
-        using (var limit = CancellationTokenSource.CreateLinkedTokenSource(stop))
         {
-            limit.CancelAfter(TimeSpan.FromSeconds(SilenceS));
-            try
+            var isClosed = false;
+            await Limited(SilenceS, stop, async limit =>
             {
-                while (true)
+                WebSocketReceiveResult part;
+                do
                 {
-                    var part = await socket.ReceiveAsync(buffer, limit.Token);
-                    if (part.MessageType == WebSocketMessageType.Close) return null;
+                    part = await socket.ReceiveAsync(buffer, limit);
+                    isClosed = part.MessageType == WebSocketMessageType.Close;
                     whole.Write(buffer.Array, 0, part.Count);
-                    if (part.EndOfMessage) return Encoding.UTF8.GetString(whole.ToArray());
-                }
-            }
-            catch (OperationCanceledException) when (!stop.IsCancellationRequested)
-            {
-                throw new TimeoutException();
-            }
+                } while (!isClosed && !part.EndOfMessage);
+            });
+            return isClosed ? null : Encoding.UTF8.GetString(whole.ToArray());
         }
     }
 }

@@ -23,7 +23,9 @@ public class ScoreboardPanel : MonoBehaviour
             foreach (var row in board.leaderboard)
                 Debug.Log(row.rank + ". " + (string.IsNullOrEmpty(row.name) ? row.userId : row.name) + " " + row.score);
         };
-        client.Place += place => Debug.Log("You are " + place.rank + " of " + place.total + ", " + place.toNext + " points to the next");
+        client.Place += place => Debug.Log(place.rank == 0
+            ? "You have no score yet"
+            : "You are " + place.rank + " of " + place.total + ", " + place.toNext + " points to the next");
         try
         {
             await client.Follow(new[] { userId }, stop.Token);

@@ -40,8 +40,10 @@ type message struct {
 	Epoch       int64           `json:"epoch"`
 	Seq         int64           `json:"seq"`
 	Leaderboard json.RawMessage `json:"leaderboard"`
-	Reconnect   bool            `json:"reconnect"`
-	DelayMS     [2]int64        `json:"delay_ms"`
+	Code        int             `json:"code"`
+	Reason      string          `json:"reason"`
+	Reconnect   *bool           `json:"reconnect"`
+	DelayMS     []int64         `json:"delay_ms"`
 }
 
 func backoff(attempt int) time.Duration {
@@ -96,8 +98,11 @@ func update(api, userID, actionID, token string) (reply, error) {
 	return reply{}, fmt.Errorf("no answer after %d tries: %s", tries, failure)
 }
 
-// watch calls onBoard with each newer board until it returns false, and reconnects when the
-// connection is lost.
+// leastWait is how long to wait at least after a stream that ended with one of these codes.
+var leastWait = map[int]time.Duration{1013: 5 * time.Second, 4429: 30 * time.Second}
+
+// watch calls onBoard with each board, and again when names of it arrive, until it returns false. It
+// reconnects when the connection is lost.
 func watch(api, token string, onBoard func(json.RawMessage) bool) error {
 	var epoch, seq int64 = 0, -1
 	for failures := 0; ; failures = min(failures+1, 6) {
@@ -122,6 +127,7 @@ func watch(api, token string, onBoard func(json.RawMessage) bool) error {
 			delay += retryAfter(response)
 		} else if err == nil {
 			idle := time.AfterFunc(silence, func() { response.Body.Close() })
+			isOver, end := false, message{}
 			lines := bufio.NewScanner(response.Body)
 			for lines.Scan() {
 				idle.Reset(silence)
@@ -130,11 +136,11 @@ func watch(api, token string, onBoard func(json.RawMessage) bool) error {
 				if !isData || json.Unmarshal([]byte(data), &one) != nil {
 					continue
 				}
-				if one.Type == "bye" && one.Reconnect {
-					low, high := one.DelayMS[0], one.DelayMS[1]
-					delay = time.Duration(low+rand.Int63n(high-low+1)) * time.Millisecond
+				if one.Type == "bye" {
+					end, isOver = one, one.Reconnect != nil && !*one.Reconnect
 				}
-				if one.Type != "leaderboard" || (one.Epoch == epoch && one.Seq <= seq) {
+				// An equal seq is the same board, with newer names.
+				if one.Type != "leaderboard" || (one.Epoch == epoch && one.Seq < seq) {
 					continue
 				}
 				epoch, seq, failures = one.Epoch, one.Seq, 0
@@ -145,6 +151,16 @@ func watch(api, token string, onBoard func(json.RawMessage) bool) error {
 			}
 			idle.Stop()
 			response.Body.Close()
+			if isOver {
+				return fmt.Errorf("the server ended the stream with %d: %s", end.Code, end.Reason)
+			}
+			if len(end.DelayMS) == 2 && end.DelayMS[1] >= end.DelayMS[0] {
+				low, high := end.DelayMS[0], end.DelayMS[1]
+				delay = time.Duration(low+rand.Int63n(high-low+1)) * time.Millisecond
+			}
+			if least := leastWait[end.Code]; delay < least {
+				delay = least + time.Duration(rand.Int63n(int64(least)))
+			}
 		}
 		time.Sleep(delay)
 	}

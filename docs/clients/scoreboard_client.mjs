@@ -11,7 +11,8 @@
 const TRIES = 8;
 const TIMEOUT_MS = 15_000;
 const SILENCE_MS = 37_000;
-const STOP_CODES = new Set([1002, 1003, 1007, 1009, 4400, 4401, 4403]);
+const STOP_CODES = new Set([1002, 1003, 1007, 1009, 4400, 4401, 4403, 4404]);
+const LEAST_WAIT_MS = { 1013: 5_000, 4429: 30_000 };
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const backoff = (attempt) => Math.random() * Math.min(30_000, 500 * 2 ** attempt);
@@ -44,13 +45,17 @@ export async function update(api, userId, actionId, token) {
   throw new Error(`the update failed: ${failure}`);
 }
 
-/** Call onBoard with each newer board until it returns false; reconnect when the connection is lost. */
+/**
+ * Call onBoard with each board, and again when names of it arrive, until it returns false; reconnect
+ * when the connection is lost.
+ */
 export async function watch(url, token, onBoard) {
   let epoch = 0;
   let seq = -1;
   let failures = 0;
   let isDone = false;
-  while (!isDone) {
+  let isOver = false;
+  while (true) {
     let delayMs = backoff(failures);
     failures = Math.min(failures + 1, 6);
     const code = await new Promise((resolve) => {
@@ -63,12 +68,14 @@ export async function watch(url, token, onBoard) {
         clearTimeout(timer);
         timer = setTimeout(abandon, SILENCE_MS);
         const message = JSON.parse(data);
-        if (message.type === "bye" && message.reconnect) {
-          const [lowMs, highMs] = message.delay_ms;
+        if (message.type === "bye") {
+          isOver = message.reconnect === false;
+          const [lowMs, highMs] = message.delay_ms ?? [100, 3_000];
           delayMs = lowMs + Math.random() * (highMs - lowMs);
         }
         if (isDone || message.type !== "leaderboard") return;
-        if (message.epoch === epoch && message.seq <= seq) return;
+        // An equal seq is the same board, with newer names.
+        if (message.epoch === epoch && message.seq < seq) return;
         ({ epoch, seq } = message);
         failures = 0;
         if (onBoard(message.leaderboard) === false) {
@@ -77,8 +84,9 @@ export async function watch(url, token, onBoard) {
         }
       };
     });
-    if (STOP_CODES.has(code)) throw new Error(`closed with ${code}`);
-    if (!isDone) await sleep(delayMs);
+    if (isDone) return;
+    if (isOver || STOP_CODES.has(code)) throw new Error(`closed with ${code}`);
+    await sleep(Math.max(delayMs, (1 + Math.random()) * (LEAST_WAIT_MS[code] ?? 0)));
   }
 }
 

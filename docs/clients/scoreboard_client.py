@@ -21,7 +21,8 @@ from typing import Any
 TRIES = 8
 TIMEOUT_S = 15.0
 SILENCE_S = 37.0
-STOP_CODES = {1002, 1003, 1007, 1009, 4400, 4401, 4403}
+STOP_CODES = {1002, 1003, 1007, 1009, 4400, 4401, 4403, 4404}
+LEAST_WAIT_S = {1013: 5.0, 4429: 30.0}
 
 
 def update(api: str, user_id: str, action_id: str, token: str) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def update(api: str, user_id: str, action_id: str, token: str) -> dict[str, Any]
 
 
 def watch(url: str, token: str = "") -> Iterator[dict[str, Any]]:
-    """Yield each newer board; reconnect when the connection is lost.
+    """Yield each board, and again when names of it arrive; reconnect when the connection is lost.
 
     Raises RuntimeError if the server says that reconnecting is useless.
     """
@@ -65,6 +66,7 @@ def watch(url: str, token: str = "") -> Iterator[dict[str, Any]]:
     while True:
         delay_s = random.uniform(0, min(30.0, 0.5 * 2**failures))
         failures = min(failures + 1, 6)
+        is_over = False
         try:
             with connect(
                 url, subprotocols=["scoreboard.v1"], additional_headers=headers, proxy=None
@@ -72,19 +74,24 @@ def watch(url: str, token: str = "") -> Iterator[dict[str, Any]]:
                 while True:
                     message = json.loads(socket.recv(timeout=SILENCE_S))
                     match message["type"]:
-                        case "leaderboard" if (message["epoch"], message["seq"]) != (epoch, seq):
+                        case "leaderboard":
+                            # An equal seq is the same board, with newer names.
                             if message["epoch"] == epoch and message["seq"] < seq:
                                 continue
                             epoch, seq, failures = message["epoch"], message["seq"], 0
                             yield message
-                        case "bye" if message["reconnect"]:
-                            low_ms, high_ms = message["delay_ms"]
+                        case "bye" if message.get("reconnect", True):
+                            low_ms, high_ms = message.get("delay_ms", (100, 3000))
                             delay_s = random.uniform(low_ms, high_ms) / 1000
+                        case "bye":
+                            is_over = True
                         case _:
                             pass  # heartbeat, status, and types that are added later
         except ConnectionClosed as closed:
-            if closed.rcvd and closed.rcvd.code in STOP_CODES:
-                raise RuntimeError(f"closed with {closed.rcvd.code}") from None
+            code = closed.rcvd.code if closed.rcvd else 1006
+            if is_over or code in STOP_CODES:
+                raise RuntimeError(f"closed with {code}") from None
+            delay_s = max(delay_s, random.uniform(1, 2) * LEAST_WAIT_S.get(code, 0.0))
         except InvalidStatus as refused:
             if refused.response.status_code not in {429, 503}:
                 raise RuntimeError(refused.response.body.decode()) from None

@@ -221,9 +221,55 @@ def test_a_stale_board_is_said_so(start: Start, streamer: Serve) -> None:
         assert program.until("status", state="live")["stale"] == []
 
 
+def test_a_board_that_is_not_followed_any_more_is_not_stale(start: Start, streamer: Serve) -> None:
+    def script(viewer: Viewer) -> None:
+        viewer.board(1)
+        viewer.receive()
+        viewer.receive()
+        for board in ("left", "private"):
+            viewer.board(1, board=board)
+            viewer.send("status", state="stale", reason="unreachable", board=board)
+        assert viewer.receive() == {"type": "unsubscribe", "board": "left"}
+        viewer.send("status", state="stale", reason="unreachable", board="left")  # was on its way
+        viewer.send("heartbeat", board="main", epoch=1, seq=1)
+        viewer.send("error", code="forbidden", detail="…", board="private")
+        viewer.wait()
+
+    server = streamer(script)
+    boards = [{"board": board, "rows": 10, "offset": 0} for board in ("left", "private")]
+    with start(
+        do="live", url="http://127.0.0.1:1", liveUrl=server.url, subscribe=boards
+    ) as program:
+        program.until("status", stale=["left", "private"])
+        program.tell(unsubscribe="left")
+        assert program.until("status")["stale"] == ["private"]
+        program.until("refused", code="forbidden")
+        assert program.until("status")["state"] == "live"
+
+
+def test_another_window_of_a_board_may_be_an_older_one(start: Start, streamer: Serve) -> None:
+    def script(viewer: Viewer) -> None:
+        viewer.board(5)
+        viewer.receive()
+        viewer.board(6)  # was on its way
+        viewer.board(4, offset=10, rows=20)
+        viewer.board(3, offset=10, rows=20)
+        viewer.board(7, offset=10, rows=20)
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url, board="main") as program:
+        program.until("board", position=[1, 5])
+        program.tell(subscribe={"board": "main", "rows": 20, "offset": 10})
+        program.until("board", position=[1, 7])
+
+    boards = [one for one in program.events if one["event"] == "board"]
+    assert [one["position"][1] for one in boards] == [5, 6, 4, 7]
+
+
 def test_silence_is_a_lost_connection(start: Start, streamer: Serve) -> None:
     server = streamer(Viewer.wait, steady, steady)
-    patience = QUICK | {"firstMessageS": 0.3, "silenceS": 0.6}
+    patience = QUICK | {"firstMessageS": 2, "silenceS": 2}
     with start(
         do="live", url="http://127.0.0.1:1", liveUrl=server.url, patience=patience
     ) as program:

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from scoreboard.security.local_issuer import make_signing_key
 from scoreboard.security.proofs import ProofVerifier
 from tests.support.repository import ROOT
 from tests.support.servers.system import System
+from tests.support.tools import program
 
 FOLDER = ROOT / "docs/clients"
 LANGUAGES = ("python", "javascript", "go")
@@ -43,18 +44,16 @@ def go_program(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build_go(source: str, folder: Path) -> str:
-    """Compile an example and return the path of the program; skip the test without Go."""
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("Go is not installed on this system")
-    program = folder / "program"
+    """Compile an example and return the path of the program; without Go skip, in CI fail."""
+    go = program("go", "golang")
+    path = folder / "program"
     offline = {"GOTOOLCHAIN": "local", "GOPROXY": "off", "GOFLAGS": "-mod=mod"}
     subprocess.run(
-        [go, "build", "-o", str(program), str(FOLDER / source)],
+        [go, "build", "-o", str(path), str(FOLDER / source)],
         check=True,
         env=os.environ | offline,
     )
-    return str(program)
+    return str(path)
 
 
 @pytest.fixture(params=LANGUAGES)
@@ -68,6 +67,11 @@ def client(request: pytest.FixtureRequest) -> list[str]:
             return [str(node), str(FOLDER / "scoreboard_client.mjs")]
         case _:
             return [request.getfixturevalue("go_program")]
+
+
+def is_go(client: list[str]) -> bool:
+    """Say whether a client watches over server-sent events."""
+    return client[0].endswith("/program")
 
 
 @pytest.fixture
@@ -165,7 +169,7 @@ def test_watching_shows_each_newer_board(client: list[str], running: System, use
         assert answer.status_code == 200
 
     update(1)
-    address = running.api if client[0].endswith("/program") else running.ws
+    address = running.api if is_go(client) else running.ws
     scores: list[int] = []
     with subprocess.Popen(
         [*client, "watch", address], stdout=subprocess.PIPE, text=True
@@ -202,6 +206,8 @@ LATER = [
 class LaterHandler(BaseHTTPRequestHandler):
     """A later version's answer to an update, and its events."""
 
+    events: Sequence[dict[str, object]] = LATER
+
     def do_POST(self) -> None:
         body = b'{"success": true, "newScore": 10, "replayed": false, "later": {"x": 1}}'
         self.send_response(200)
@@ -212,7 +218,7 @@ class LaterHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
-        for one in LATER:
+        for one in self.events:
             lines = f"later: x\nevent: {one['type']}\ndata: {json.dumps(one)}\n\n"
             self.wfile.write(lines.encode())
 
@@ -220,18 +226,34 @@ class LaterHandler(BaseHTTPRequestHandler):
         """Write nothing."""
 
 
-@pytest.fixture
-def later_version() -> Iterator[tuple[str, str]]:
-    """Return the addresses of an api and a streamer of a later version."""
+Versions = Callable[[list[dict[str, object]], int | None], tuple[str, str, list[object]]]
+
+
+@contextmanager
+def version(
+    events: list[dict[str, object]], code: int | None
+) -> Iterator[tuple[str, str, list[object]]]:
+    """Run an api and a streamer that send events; return their addresses, and who has come."""
+    viewers: list[object] = []
+
+    class Handler(LaterHandler):
+        def do_GET(self) -> None:
+            viewers.append(self)
+            super().do_GET()
+
+    Handler.events = events
 
     def send(viewer: ServerConnection) -> None:
-        for one in LATER:
+        viewers.append(viewer)
+        for one in events:
             viewer.send(json.dumps(one))
+        if code is not None:
+            viewer.close(code)
         with suppress(ConnectionClosed):
             viewer.recv(timeout=30)
 
     with (
-        ThreadingHTTPServer(("127.0.0.1", 0), LaterHandler) as api,
+        ThreadingHTTPServer(("127.0.0.1", 0), Handler) as api,
         serve(send, "127.0.0.1", 0, subprotocols=[Subprotocol("scoreboard.v1")]) as streamer,
     ):
         threads = [threading.Thread(target=one.serve_forever) for one in (api, streamer)]
@@ -239,7 +261,7 @@ def later_version() -> Iterator[tuple[str, str]]:
             thread.start()
         try:
             port = streamer.socket.getsockname()[1]
-            yield f"http://127.0.0.1:{api.server_address[1]}", f"ws://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{api.server_address[1]}", f"ws://127.0.0.1:{port}", viewers
         finally:
             api.shutdown()
             streamer.shutdown()
@@ -247,11 +269,15 @@ def later_version() -> Iterator[tuple[str, str]]:
                 thread.join(30)
 
 
-def test_what_a_later_version_adds_is_ignored(
-    client: list[str], later_version: tuple[str, str]
-) -> None:
-    api, streamer = later_version
-    address = api if client[0].endswith("/program") else streamer
+@pytest.fixture
+def versions() -> Iterator[Versions]:
+    with ExitStack() as stack:
+        yield lambda events, code: stack.enter_context(version(events, code))
+
+
+def test_what_a_later_version_adds_is_ignored(client: list[str], versions: Versions) -> None:
+    api, streamer, _ = versions(LATER, None)
+    address = api if is_go(client) else streamer
 
     watched = run(client, "watch", address, "2", token="")
     updated = run(client, "update", api, "a", "win:1", token="x")
@@ -261,6 +287,49 @@ def test_what_a_later_version_adds_is_ignored(
     assert [board[0]["score"] for board in boards] == [5, 6]
     assert updated.returncode == 0, updated.stderr
     assert json.loads(updated.stdout)["newScore"] == 10
+
+
+ROW = {"rank": 1, "userId": "a", "score": 5}
+NAMED = message("leaderboard", 1, leaderboard=[ROW | {"name": "Ada"}])
+BOARD = message("leaderboard", 1, leaderboard=[ROW])
+
+
+def bye(code: int, *, reconnect: bool) -> dict[str, object]:
+    return {"type": "bye", "code": code, "reason": "x", "reconnect": reconnect, "delay_ms": [0, 0]}
+
+
+@pytest.mark.parametrize("code", [1001, 4404])
+def test_names_that_arrive_later_are_shown_and_a_last_goodbye_ends(
+    client: list[str], versions: Versions, code: int
+) -> None:
+    events = [BOARD, NAMED, message("leaderboard", 0, leaderboard=[]), bye(code, reconnect=False)]
+    api, streamer, viewers = versions(events, code)
+
+    done = run(client, "watch", api if is_go(client) else streamer, token="")
+
+    boards = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [board[0].get("name") for board in boards] == [None, "Ada"]
+    assert done.returncode != 0
+    assert str(code) in done.stderr
+    assert len(viewers) == 1
+
+
+@pytest.mark.parametrize("code", [1013, 4429])
+def test_a_server_that_is_full_or_annoyed_is_left_alone(
+    client: list[str], versions: Versions, code: int
+) -> None:
+    api, streamer, viewers = versions([BOARD, bye(code, reconnect=True)], code)
+
+    with subprocess.Popen(
+        [*client, "watch", api if is_go(client) else streamer], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            time.sleep(1.5)  # pace: three times the longest back-off after a first failure
+            assert len(viewers) == 1
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

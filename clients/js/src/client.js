@@ -40,7 +40,7 @@ import { Answers } from "./answers.js";
 import { errorOf, NO_ANSWER, ScoreboardError } from "./errors.js";
 import { connect } from "./live.js";
 import { holderOf, Tokens } from "./tokens.js";
-import { delayMs, wait } from "./waiting.js";
+import { delayMs, unlessAborted, wait } from "./waiting.js";
 
 /** The most actions and bytes of one bulk request that every service accepts. */
 const BULK_ACTIONS = 100;
@@ -296,14 +296,14 @@ export class ScoreboardClient {
   async #send(path, { query = {}, body, signal }) {
     const url = `${this.#url}${path}${queryOf(query)}`;
     const text = body && JSON.stringify(body);
-    let token = await this.#tokens.current();
+    let token = await unlessAborted(this.#tokens.current(), signal);
     let isRenewed = false;
     for (let attempt = 1; ; ) {
       const { answer, error } = await this.#attempt(url, token, text, signal);
       if (!error) return JSON.parse(answer);
       if (error.status === 401 && !isRenewed && this.#tokens.canRenew) {
         isRenewed = true;
-        const other = await this.#tokens.instead(token);
+        const other = await unlessAborted(this.#tokens.instead(token), signal);
         if (other === null || other === token) throw error;
         token = other;
         continue;
@@ -312,7 +312,7 @@ export class ScoreboardClient {
       if (!error.isRetryable || isTooLong || attempt >= this.#attempts) throw error;
       await this.#wait(attempt, error.retryAfterMs, signal);
       attempt += 1;
-      token = await this.#tokens.current(); // the wait may have outlasted it
+      token = await unlessAborted(this.#tokens.current(), signal); // the wait may have outlasted it
     }
   }
 

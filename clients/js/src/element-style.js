@@ -7,7 +7,6 @@
 const CSS = `
 :host {
   display: block;
-  color-scheme: light dark;
   font: var(--score-board-font, inherit);
   color: var(--score-board-color, CanvasText);
   background: var(--score-board-background, Canvas);

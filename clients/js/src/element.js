@@ -39,7 +39,8 @@
  */
 
 import { styleSheet } from "./element-style.js";
-import { follow, keyOf, NOTHING, placeOf, snapshotOf } from "./shared-board.js";
+import { displayName, fullName } from "./names.js";
+import { accountOf, follow, keyOf, NOTHING, placeOf, snapshotOf } from "./shared-board.js";
 
 /** A loss that ends sooner is not worth a notice. */
 const NOTICE_MS = 1_500;
@@ -187,6 +188,7 @@ export class ScoreBoardElement extends Base {
       rows: Math.max(ROWS_DEFAULT, this.#rows),
       token: this.#token,
       tokenProvider: this.#tokenProvider,
+      account: accountOf(this.#tokenProvider),
     };
     const key = keyOf(options);
     if (key !== this.#key) this.#snapshot = NOTHING;
@@ -290,7 +292,8 @@ export class ScoreBoardElement extends Base {
     item.ariaCurrent = isOwn ? "true" : null;
     const [rankPart, namePart, scorePart] = item.children;
     setText(rankPart, this.#numbers.format(rank));
-    setText(namePart, name || userId);
+    setText(namePart, displayName({ userId, name }));
+    namePart.setAttribute("title", fullName({ userId, name }));
     setText(scorePart, this.#numbers.format(score));
     return item;
   }
@@ -321,7 +324,8 @@ export class ScoreBoardElement extends Base {
 function rowElement() {
   const item = document.createElement("li");
   for (const part of ["rank", "name", "score"]) {
-    item.append(Object.assign(document.createElement("span"), { part }));
+    // A name of another direction must not turn the row around.
+    item.append(Object.assign(document.createElement(part === "name" ? "bdi" : "span"), { part }));
   }
   return item;
 }

@@ -31,7 +31,8 @@ const NO_ROWS = Object.freeze([]);
 /**
  * Follow a board while the component is mounted.
  *
- * `tokenProvider` may be another function at each render; the latest one is called.
+ * `tokenProvider` may be another function at each render; the latest one is called. When another
+ * user signs in, change `account`: the connection is that of the user before.
  *
  * @param {ScoreboardOptions} options
  * @returns {Scoreboard}

@@ -1,5 +1,6 @@
 /**
- * Live boards that several parts of a page show: one connection for each address, board and window.
+ * Live boards that several parts of a page show: one connection for each address, board, window and
+ * account.
  *
  * A connection outlives its last follower by a second, so that a part of the page that is moved, or
  * built twice as by React's StrictMode, does not connect again.
@@ -20,6 +21,7 @@
  * @property {string} [user]           the user whose place is followed; default: that of the token
  * @property {string} [token]          a JWT that will not be renewed
  * @property {TokenProvider} [tokenProvider]
+ * @property {string} [account]        who is signed in: another value is another connection
  * @property {typeof globalThis.WebSocket} [WebSocket]  for runtimes without one
  *
  * @typedef {object} Follower
@@ -67,8 +69,25 @@ const boards = new Map();
  *
  * @param {SharedOptions} options
  */
-export function keyOf({ url, board, rows, offset, token, tokenProvider }) {
-  return JSON.stringify([String(url), board, rows, offset, token, Boolean(tokenProvider)]);
+export function keyOf({ url, board, rows, offset, token, tokenProvider, account }) {
+  const isRenewed = Boolean(tokenProvider); // components make another function at each render
+  return JSON.stringify([String(url), board, rows, offset, token, isRenewed, account]);
+}
+
+/** @type {WeakMap<TokenProvider, string>} */
+const accounts = new WeakMap();
+let accountCount = 0;
+
+/**
+ * Return an account for a provider, where another provider means another user.
+ *
+ * @param {TokenProvider | undefined} provider
+ */
+export function accountOf(provider) {
+  if (provider === undefined) return undefined;
+  const account = accounts.get(provider) ?? `provider ${(accountCount += 1)}`;
+  accounts.set(provider, account);
+  return account;
 }
 
 /**

@@ -1,4 +1,4 @@
-/** Waits between attempts. */
+/** Waits, and their ends. */
 
 /**
  * Return the delay before the next attempt: what the service asks for, and a random part on top.
@@ -33,5 +33,23 @@ export function wait(ms, signal) {
     }, ms);
     if (signal?.aborted) abort();
     else signal?.addEventListener("abort", abort, { once: true });
+  });
+}
+
+/**
+ * Return what a promise becomes; throw the reason of the signal if it is aborted before.
+ *
+ * @template T
+ * @param {Promise<T>} promise
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<T>}
+ */
+export function unlessAborted(promise, signal) {
+  if (!signal) return promise;
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    if (signal.aborted) abort();
+    else signal.addEventListener("abort", abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
   });
 }

@@ -276,6 +276,42 @@ async def test_tokens_and_texts_are_properties_also_before_the_definition(
     assert "secret" not in await page.content()
 
 
+async def test_another_provider_of_tokens_is_another_connection(show: Show, site: FakeSite) -> None:
+    script = 'document.querySelector("score-board").tokenProvider = () => "alice";'
+    page = await show('<score-board src="SRC"></score-board>', script=script)
+    await expect(page.get_by_role("status")).to_have_text("No scores yet.")
+
+    await page.evaluate("document.querySelector('score-board').tokenProvider = () => 'bob'")
+
+    async def is_bob() -> bool:
+        assert [handshake.token for handshake in site.handshakes] == ["alice", "bob"]
+        assert len(site.viewers) == 1
+        return True
+
+    await eventually_async(is_bob)
+
+
+async def test_ids_that_nobody_reads_are_short(show: Show, site: FakeSite) -> None:
+    user_id = "018f6d0e-5f2c-7c3a-9f57-3a1f6f0f9f11"
+    await site.send_board((user_id, 10))
+    page = await show('<score-board src="SRC"></score-board>')
+
+    await expect(page.get_by_role("listitem")).to_have_text(["1Player 9F1110"])
+    await expect(page.locator("score-board bdi")).to_have_attribute("title", user_id)
+
+
+async def test_its_theme_is_that_of_the_page_and_not_that_of_the_system(
+    show: Show, site: FakeSite
+) -> None:
+    await site.send_board(("alice", 1))
+    page = await show('<score-board src="SRC"></score-board>', color_scheme="dark")
+    element = page.locator("score-board")
+
+    await expect(element).to_have_css("background-color", "rgb(255, 255, 255)")
+    await page.evaluate("document.documentElement.style.colorScheme = 'dark'")
+    await expect(element).to_have_css("background-color", "rgb(18, 18, 18)")
+
+
 async def test_events_tell_the_page(show: Show, site: FakeSite) -> None:
     await site.send_board(("alice", 1))
     script = """

@@ -13,7 +13,7 @@ from tests.support.repository import ROOT, files_of
 
 pytestmark = pytest.mark.timeout(300)
 MODULES = [path.stem for path in (SOURCE / "src").glob("*.js")]
-SHARED = ["scoreboard-client", "scoreboard-protocol"]
+SHARED = ["names", "scoreboard-client", "scoreboard-protocol"]
 """The modules that are also those of the live page."""
 
 

@@ -26,10 +26,10 @@ import { useScoreboard } from "@scoreboard/client/react";
 
 const url = new URLSearchParams(location.search).get("ws")!;
 
-function Board({ user }: { user: string }) {
+function Board({ user, account }: { user: string, account: string }) {
   // Another function at each render, as pages write it.
-  const tokenProvider = () => "secret";
-  const { rows, place, status } = useScoreboard({ url, user, tokenProvider });
+  const tokenProvider = () => account;
+  const { rows, place, status } = useScoreboard({ url, user, tokenProvider, account });
   return h("section", null,
     h("ol", null, rows.map(({ userId, score }) => h("li", { key: userId }, `${userId}: ${score}`))),
     h("p", { className: "place" }, `${user}: ${place?.rank ?? "no place"}`),
@@ -38,8 +38,10 @@ function Board({ user }: { user: string }) {
 
 function App() {
   const [users, setUsers] = useState(["zoe", "yan"]);
+  const [account, setAccount] = useState("secret");
   return h("main", null,
-    users.map((user, index) => h(Board, { key: index, user })),
+    users.map((user, index) => h(Board, { key: index, user, account })),
+    h("button", { onClick: () => setAccount("other") }, "Sign in"),
     h("button", { onClick: () => setUsers(["walt", "yan"]) }, "Change"),
     h("button", { onClick: () => setUsers([]) }, "Hide"));
 }
@@ -141,6 +143,23 @@ async def test_another_user_needs_no_other_connection(
     await send_place(site, "walt", 7)
     await expect(page.locator(".place").first).to_have_text("walt: 7")
     assert len(site.handshakes) == 1
+
+
+async def test_another_account_is_another_connection(
+    open_page: OpenPage, address: str, site: FakeSite
+) -> None:
+    page: Page = await open_page(address)
+    await last_watched(site, "zoe", "yan")
+
+    await page.get_by_role("button", name="Sign in").click()
+
+    async def is_other() -> bool:
+        assert [handshake.token for handshake in site.handshakes] == ["secret", "other"]
+        assert len(site.viewers) == 1
+        return True
+
+    await eventually_async(is_other)
+    await expect(page.locator(".state")).to_have_text(["live", "live"])
 
 
 async def test_the_connection_is_closed_after_its_last_component(

@@ -142,10 +142,58 @@ def test_a_game_server_updates_many_and_everything_can_be_read(
         "rank": 1,
         "cutoff": 1119,
         "history": got["history"],  # PostgreSQL has it a moment later
-        "boards": ["main"],
+        "boards": ["main"],  # a test that makes another one comes later
         "board": "add",
         "missing": ["/docs/problems/unknown-user", 404, "string"],
         "live": "player-119",
+    }
+
+
+def test_a_live_board_has_windows_names_and_places(package: Package, running: System) -> None:
+    script = """
+      import { ScoreboardClient } from "@scoreboard/client";
+      const { API: url, GAME, PLAYER, WS: liveUrl } = process.env;
+      const board = "windowed";
+      const ids = Array.from({ length: 12 }, (_, index) => `w${index + 1}`);
+      const updates = ids.map((userId, index) => (
+        { userId, actionId: "bulk:2", points: 120 - 10 * index, board }
+      ));
+      await new ScoreboardClient({ url, token: GAME }).updateMany(updates);
+      const client = new ScoreboardClient({ url, liveUrl, board, token: PLAYER });
+      const seen = { rows: null, own: null, other: null };
+      const connection = client.connect({
+        rows: 11,
+        offset: 10,
+        onBoard: ({ leaderboard, offset }) => {
+          const rows = leaderboard.map(({ rank, name }) => [rank, name ?? null]);
+          if (rows.length === 2 && rows[0][1] !== null) seen.rows = [offset, rows];
+          finish();
+        },
+        onPlace: ({ userId, rank, toNext, toTop, above }) => {
+          if (userId !== "w12") seen.other = rank;
+          else if (rank !== null) {
+            seen.own = [rank, toNext, toTop, above.length];
+            connection.watch(["w3"]);
+          }
+          finish();
+        },
+      });
+      function finish() {
+        if (Object.values(seen).includes(null)) return;
+        connection.close();
+        console.log(JSON.stringify(seen));
+      }
+    """
+    assert running.run("board", "create", "windowed").returncode == 0
+    assert running.run("user", "set", "w11", "--name", "Ada").returncode == 0
+    game, player = running.token("arena", UPDATE_ANY), running.token("w12")
+
+    printed = run(package.project, script, API=running.api, WS=running.ws, GAME=game, PLAYER=player)
+
+    assert json.loads(printed) == {
+        "rows": [10, [[11, "Ada"], [12, None]]],
+        "own": [12, 10, 20, 2],
+        "other": 3,
     }
 
 

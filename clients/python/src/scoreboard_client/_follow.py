@@ -146,6 +146,15 @@ CLOSES = {
 REFUSALS = {401: "token", 403: "forbidden", 404: "no-such-board"}
 """Why a handshake was refused, by its status."""
 
+ENDS_OF_SUBSCRIPTIONS = {
+    "forbidden",
+    "not-subscribed",
+    "unauthenticated",
+    "uninitialised",
+    "unknown-board",
+}
+"""The errors with a board after which the connection does not have it."""
+
 LONGEST_WAIT_S = 120.0
 """The longest wait that a server can ask for."""
 
@@ -153,6 +162,15 @@ Effect = NeedToken | Open | Write | Receive | Disconnect | Emit | Pause
 Outcome = str | bytes | Closed | NotOpened | NoToken | None
 Steps = Generator[Effect, Outcome, None]
 Connection = Generator[Effect, Outcome, End]
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Which state of a board was delivered, and which window of it: offset and rows."""
+
+    epoch: int
+    seq: int
+    window: tuple[int, int | None]
 
 
 @dataclass(slots=True)
@@ -193,7 +211,7 @@ class Follower:
         self._clock = clock
         self._token: str | None = None
         self._main = board
-        self._positions: dict[str, tuple[int, int]] = {}
+        self._positions: dict[str, _Position] = {}
         self._viewers: dict[str, int] = {}
         self._now = _Connected(clock())
         self._failures = 0
@@ -218,8 +236,14 @@ class Follower:
     def unsubscribe(self, board: str) -> str:
         """Stop following a board."""
         self._subscribed.pop(board, None)
-        self._positions.pop(board, None)
+        self._forget(board)
         return _text(type="unsubscribe", board=board)
+
+    def _forget(self, board: str) -> None:
+        """Forget what was seen of a board; the state is shown again with the next message."""
+        self._positions.pop(board, None)
+        self._viewers.pop(board, None)
+        self._now.stale.discard(board)
 
     # How it runs.
 
@@ -312,7 +336,8 @@ class Follower:
     def _wishes(self) -> list[str]:
         """Return what a new connection has to be told."""
         watched = [] if self._watched is None else [_text(type="watch", userIds=self._watched)]
-        return watched + [_subscription(*one) for one in self._subscribed.items()]
+        # A copy: other threads may subscribe meanwhile.
+        return watched + [_subscription(*one) for one in self._subscribed.copy().items()]
 
     # What arrives.
 
@@ -332,33 +357,51 @@ class Follower:
                 yield Emit(message)
             case Heartbeat():
                 yield from self._on_heartbeat(message)
-            case SourceStatus(state, board):
-                change = self._now.stale.add if state == "stale" else self._now.stale.discard
-                change(board or self._main or "")
-                yield from self._show_live()
+            case SourceStatus():
+                yield from self._on_source(message)
             case AuthExpiring() if self._has_provider:
                 self._now.renewal = 0
                 yield from self._renew()
-            case ServerError(code, detail, board):
-                yield Emit(Refused(code, detail, board))
-                if self._now.renewal and self._now.renew_at is None:
-                    self._renew_later()
+            case ServerError():
+                yield from self._on_error(message)
             case Bye():
                 self._now.bye = message
             case _:  # a later server may send other types
                 pass
 
+    def _on_source(self, status: SourceStatus) -> Steps:
+        board = status.board or self._main or ""
+        if status.state != "stale":
+            self._now.stale.discard(board)
+        elif self._is_followed(board):
+            self._now.stale.add(board)
+        yield from self._show_live()
+
+    def _on_error(self, error: ServerError) -> Steps:
+        board = error.board
+        yield Emit(Refused(error.code, error.detail, board))
+        if board and board != self._main and error.code in ENDS_OF_SUBSCRIPTIONS:
+            self._forget(board)
+            yield from self._show_live()
+        if self._now.renewal and self._now.renew_at is None:
+            self._renew_later()
+
     def _on_board(self, board: Board) -> Steps:
         if self._main is None and board.board not in self._subscribed:
             self._main = board.board
-        if board.board != self._main and board.board not in self._subscribed:
+        if not self._is_followed(board.board):
             return  # it was on its way when the caller unsubscribed
         yield from self._show_live()
-        epoch, seq = self._positions.get(board.board, (None, 0))
-        if board.epoch == epoch and board.seq < seq:
+        seen = _Position(board.epoch, board.seq, (board.offset, board.rows))
+        held = self._positions.get(board.board)
+        # Another window can be an older board.
+        if held and (held.epoch, held.window) == (seen.epoch, seen.window) and seen.seq < held.seq:
             return
-        self._positions[board.board] = board.epoch, board.seq
+        self._positions[board.board] = seen
         yield Emit(board)
+
+    def _is_followed(self, board: str) -> bool:
+        return self._main is None or board == self._main or board in self._subscribed
 
     def _on_heartbeat(self, beat: Heartbeat) -> Steps:
         if beat.exp is not None:
@@ -368,9 +411,14 @@ class Follower:
         if beat.viewers is not None and self._viewers.get(board) != beat.viewers:
             self._viewers[board] = beat.viewers
             yield Emit(Viewers(board, beat.viewers))
-        epoch, seq = self._positions.get(board, (None, 0))
+        held = self._positions.get(board)
+        epoch, seq = (held.epoch, held.seq) if held else (None, 0)
         is_newer = beat.epoch != epoch or beat.seq > seq
-        if is_newer and self._clock() - self._synced_at >= self._patience.sync_s:
+        if (
+            is_newer
+            and self._is_followed(board)
+            and self._clock() - self._synced_at >= self._patience.sync_s
+        ):
             self._synced_at = self._clock()
             other = {} if board == self._main else {"board": board}
             yield Write(_text(type="sync", **other))
@@ -396,7 +444,7 @@ class Follower:
 
     def _show_live(self) -> Steps:
         self._now.has_message = True
-        stale = tuple(sorted(self._now.stale))
+        stale = tuple(sorted(self._now.stale.copy()))  # other threads may unsubscribe
         yield from self._show(Status("stale" if stale else "live", stale=stale))
 
     def _show(self, status: Status) -> Steps:

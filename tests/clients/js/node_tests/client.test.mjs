@@ -131,6 +131,18 @@ test("a call is aborted while it waits", async (t) => {
   await assert.rejects(done, /left the page/);
 });
 
+test("a call is aborted while it waits for a token", async (t) => {
+  const service = await serve(t, COUNTED);
+  const client = new ScoreboardClient({ url: service.url, tokenProvider: () => new Promise(() => {}) });
+  const abort = new AbortController();
+
+  const done = client.update(ACTION, { signal: abort.signal });
+  abort.abort(new Error("left the page"));
+
+  await assert.rejects(done, /left the page/);
+  assert.equal(service.requests.length, 0);
+});
+
 test("a refused token is renewed once", async (t) => {
   const service = await serve(t, ({ headers }) =>
     headers.authorization === "Bearer new" ? COUNTED : problem(401, "unauthenticated"),
