@@ -5,15 +5,8 @@
  */
 
 import { follow, readParameters, SmallBoard } from "./small-board.js";
+import { STATE_LABELS } from "./texts.js";
 
-/** @type {{[state: string]: string}} */
-const STATES = {
-  connecting: "Connecting",
-  live: "Live",
-  stale: "Paused",
-  reconnecting: "Reconnecting",
-  stopped: "Not connected",
-};
 /** @type {{[reason: string]: string}} */
 const NOTES = {
   "no-such-board": "There is no board with this name.",
@@ -50,7 +43,7 @@ follow(
   },
   (state, reason) => {
     document.documentElement.dataset.state = state;
-    find("state").textContent = STATES[state];
+    find("state").textContent = STATE_LABELS[state];
     if (state === "stopped") showNote(NOTES[reason ?? ""] ?? "The board cannot be shown now.");
     else if (!hasBoard) showNote("");
   },
