@@ -200,8 +200,9 @@ async def open_page(
     """Return a function that opens pages, each in its own profile, with a context's options.
 
     With `clock=True` the test controls the page's time by `page.clock`; with `now` the page's time
-    stands still, and timers run; `random` fixes the result of `Math.random`. When the test ends, no page may have logged an error, violated its policy, or
-    sent a request to another host. The site is stopped after that check.
+    stands still, and timers run; `random` fixes the result of `Math.random`. `EXAMPLE` is the site.
+    When the test ends, no page may have logged an error, violated its policy, or sent a request to
+    another host. The site is stopped after that check.
     """
     contexts: list[BrowserContext] = []
 
