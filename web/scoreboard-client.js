@@ -165,7 +165,7 @@ class Connection {
 
   /**
    * Follow the places of these users instead of those before; `onPlace` is called with them.
-   * Servers that do not know places answer with an error.
+   * A server that watches as many users as it may answers with the error `too-many-watched`.
    *
    * @param {string[]} userIds  at most five
    */
