@@ -160,7 +160,7 @@ loadtest: $(VENV)-loadtest/.done  ## install locust into .venv-loadtest, for loa
 SCREENSHOTS := live-page live-page-dark live-page-phone wall wall-phone share-place admin-desk admin-phone
 
 screenshots: $(VENV)/.dev  ## take the pictures of the pages in docs/images; needs Chromium
-	$(BIN)/python -m pytest -q tests/browser/test_screenshots.py
+	$(BIN)/python -m pytest -q tests/browser/screenshots.py
 	cp $(SCREENSHOTS:%=.artifacts/%.png) docs/images/
 
 openapi: $(VENV)/.dev  ## write docs/openapi.json and docs/reference/problems.md

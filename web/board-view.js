@@ -37,6 +37,7 @@ export class BoardView {
   /** @type {Entry[] | null} */ #shown = null;
   /** @type {{userId: string, sinceMs: number, isSeen: boolean} | null} */ #lead = null;
   /** @type {string | null} */ #me = null;
+  #isSelf = false;
 
   /** @param {HTMLElement} list */
   constructor(list) {
@@ -91,12 +92,14 @@ export class BoardView {
   }
 
   /**
-   * Mark the row of a player as the viewer's own.
+   * Mark the row of a player.
    *
    * @param {string | null} userId
+   * @param {boolean} isSelf  whether it is the viewer
    */
-  markMe(userId) {
+  markMe(userId, isSelf) {
     this.#me = userId;
+    this.#isSelf = isSelf;
     for (const [id, row] of this.#rows) row.element.classList.toggle("is-me", id === userId);
     this.tick(Date.now());
   }
@@ -118,7 +121,7 @@ export class BoardView {
   tick(nowMs) {
     for (const [userId, row] of this.#rows) {
       const lead = this.#lead?.userId === userId ? leadText(this.#lead, nowMs) : "";
-      row.note(nowMs, lead, userId === this.#me);
+      row.note(nowMs, lead, this.#isSelf && userId === this.#me);
     }
   }
 

@@ -5,15 +5,8 @@
  */
 
 import { follow, readParameters, SmallBoard } from "./small-board.js";
+import { STATE_LABELS } from "./texts.js";
 
-/** @type {{[state: string]: string}} */
-const STATES = {
-  connecting: "Connecting",
-  live: "Live",
-  stale: "Paused",
-  reconnecting: "Reconnecting",
-  stopped: "Not connected",
-};
 /** @type {{[reason: string]: string}} */
 const NOTES = {
   "no-such-board": "There is no board with this name.",
@@ -31,7 +24,6 @@ const parameters = readParameters(location.search);
 if (parameters.theme !== null) document.documentElement.dataset.theme = parameters.theme;
 const view = new SmallBoard(find("rows"), parameters);
 const note = find("note");
-let hasBoard = false;
 
 /** @param {string} text */
 function showNote(text) {
@@ -42,7 +34,6 @@ function showNote(text) {
 follow(
   parameters.board,
   ({ board, leaderboard }) => {
-    hasBoard = true;
     find("board-name").textContent = board;
     document.title = `${board} · Scoreboard`;
     showNote(leaderboard.length ? "" : "No scores yet");
@@ -50,8 +41,8 @@ follow(
   },
   (state, reason) => {
     document.documentElement.dataset.state = state;
-    find("state").textContent = STATES[state];
+    find("state").textContent = STATE_LABELS[state];
+    // The note stays during the next attempt; a board replaces it.
     if (state === "stopped") showNote(NOTES[reason ?? ""] ?? "The board cannot be shown now.");
-    else if (!hasBoard) showNote("");
   },
 );

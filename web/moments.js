@@ -59,7 +59,7 @@ export class Moments {
    * Show the greatest of these changes, unless a greater one is still shown.
    *
    * @param {Changes} changes
-   * @param {string | null} me
+   * @param {string | null} me  the signed-in player
    */
   show({ leader, entered }, me) {
     const mine = entered.find(({ userId }) => userId === me);

@@ -18,6 +18,7 @@ import { BoardView } from "./board-view.js";
 import { Moments } from "./moments.js";
 import { PlaceView } from "./place-view.js";
 import { showPlayer } from "./player.js";
+import { refusalOf } from "./refusal.js";
 import { connect } from "./scoreboard-client.js";
 import { openShareDialog } from "./share-card.js";
 import { SignIn } from "./sign-in.js";
@@ -70,6 +71,8 @@ let isPrivate = false; // whether the board requires a token
 let place = null;
 let isFinal = false; // whether the standings of an ended season are shown
 let hasChoices = false; // whether the boards were asked for
+/** @type {number | null} */
+let viewers = null;
 
 /** @returns {Status} */
 function initialStatus() {
@@ -104,6 +107,7 @@ function refresh() {
   }
   write("connection", isFinal ? "Ended" : STATE_LABELS[state]);
   write("detail", root.dataset.view === "stopped" ? "" : text);
+  find("viewers").hidden = viewers === null || (state !== "live" && state !== "checking");
   view.tick(nowMs);
   const canRetry = state === "reconnecting" && status.retryAtMs !== null && !status.isMandated;
   const canRestart = state === "stopped" && !FINAL.has(reason ?? "");
@@ -133,7 +137,7 @@ function onBoard(newBoard, { isSnapshot }) {
   if (!isSame) changedAtMs = isDated ? Math.min(atMs, nowMs) : nowMs;
   board = newBoard;
   failure = null;
-  moments.show(view.render(newBoard), me());
+  moments.show(view.render(newBoard), signIn?.player ?? null);
   announcer.update(newBoard.leaderboard);
   showPlace();
   write("board-name", newBoard.board);
@@ -147,9 +151,9 @@ function onBoard(newBoard, { isSnapshot }) {
   }
 }
 
-// --- the viewer's own place ---
+// --- the viewer's own place, or that of the page's address ---
 
-/** The user id of the viewer, or null: that of the signed-in player, or of the page's address. */
+/** The user whose place is shown, or null: the signed-in player, or that of the page's address. */
 function me() {
   return signIn?.player ?? requestedPlayer;
 }
@@ -159,23 +163,26 @@ function showPlace() {
   const isOutside = id !== null && place?.userId === id && !view.has(id);
   // A place in the top 10 that is not on the board yet arrives there at once.
   const isShown = isOutside && board !== null && (place?.rank ?? Infinity) > board.leaderboard.length;
-  placeView.show(isShown ? place : null, board?.leaderboard[0]?.score ?? 0);
+  placeView.show(isShown ? place : null, board?.leaderboard[0]?.score ?? 0, id === signIn?.player);
 }
 
-/** Follow the place of the viewer, who has signed in or out. */
+/** Follow the place again, after the viewer has signed in or out. */
 function followMe() {
   place = null;
   const id = me();
-  view.markMe(id);
+  view.markMe(id, id === signIn?.player);
   connection?.watch(id === null ? [] : [id]);
   showPlace();
 }
 
-/** @param {number} viewers */
-function onViewers(viewers) {
-  write("viewer-count", numbers.format(viewers));
-  find("viewers").hidden = false;
-  find("viewers").title = `${numbers.format(viewers)} watching`;
+/** @param {number | null} newViewers */
+function onViewers(newViewers) {
+  viewers = newViewers;
+  if (viewers !== null) {
+    write("viewer-count", numbers.format(viewers));
+    find("viewers").title = `${numbers.format(viewers)} watching`;
+  }
+  refresh();
 }
 
 function share() {
@@ -203,25 +210,12 @@ function onStatus(newStatus) {
   refresh();
 }
 
-/**
- * Find out why the first handshake failed. Browsers hide the status of a rejected handshake, so ask
- * the api for the same board over HTTP: its status tells if the board is unknown or not public.
- */
+/** Find out why the first handshake failed; without a reason, the connection keeps retrying. */
 async function diagnose() {
-  const url = new URL("/api/scores/leaderboard?limit=1", location.href);
-  if (requestedBoard) url.searchParams.set("board", requestedBoard);
-  let response;
-  try {
-    response = await fetch(url, { signal: AbortSignal.timeout(FETCH_MS) });
-  } catch {
-    return; // unreachable: the connection keeps retrying
-  }
-  if (board !== null) return;
-  if (response.status === 404) fail("no-such-board");
-  if (response.status === 401 || response.status === 403) {
-    fail("private");
-    watchAsPlayer();
-  }
+  const reason = await refusalOf(requestedBoard);
+  if (reason === null || board !== null) return;
+  fail(reason);
+  if (reason === "private") watchAsPlayer();
 }
 
 /** Follow a board that is not public with the player's token, unless that was already tried. */
@@ -306,7 +300,10 @@ async function start() {
   }
   const { ws, oauth } = await readConfig();
   if (!isWall()) offerSignIn(oauth);
-  if (requestedBoard && requestedSeason && (await showSeason(requestedBoard, requestedSeason))) return;
+  if (requestedBoard && requestedSeason && (await showSeason(requestedBoard, requestedSeason))) {
+    followMe();
+    return;
+  }
   const tokenProvider = isPrivate ? () => signIn?.token ?? null : undefined;
   const url = ws || SAME_ORIGIN;
   connection = connect({

@@ -39,7 +39,8 @@
  *   called with each newer board, and with the same board when names arrive; `isSnapshot` marks the
  *   first one of a connection
  * @property {(place: Place) => void} [onPlace]  called with the place of a watched user
- * @property {(viewers: number) => void} [onViewers]  called when the number of viewers changes
+ * @property {(viewers: number | null) => void} [onViewers]
+ *   called when the number of viewers changes; null: the server no longer knows it
  * @property {(status: Status) => void} [onStatus]  called when the status changes
  * @property {(error: {code: string, detail?: string}) => void} [onError]
  *   called with errors that do not end the connection
@@ -164,7 +165,7 @@ class Connection {
 
   /**
    * Follow the places of these users instead of those before; `onPlace` is called with them.
-   * Servers that do not know places answer with an error.
+   * A server that watches as many users as it may answers with the error `too-many-watched`.
    *
    * @param {string[]} userIds  at most five
    */
@@ -349,9 +350,10 @@ class Connection {
 
   /** @param {unknown} viewers */
   #count(viewers) {
-    if (!Number.isSafeInteger(viewers) || viewers === this.#viewers) return;
-    this.#viewers = /** @type {number} */ (viewers);
-    this.#call("onViewers", this.#viewers);
+    const known = Number.isSafeInteger(viewers) ? /** @type {number} */ (viewers) : null;
+    if (known === this.#viewers) return;
+    this.#viewers = known;
+    this.#call("onViewers", known);
   }
 
   #sendWatched() {

@@ -3,12 +3,15 @@
  *
  * Both are without sign-in and controls. They keep trying: whoever shows them cannot press a button.
  *
+ * @typedef {import("./scoreboard-client.js").State} State
  * @typedef {{rank: number, userId: string, score: number, name?: string}} Row
  * @typedef {{board: string | null, rows: number, theme: string | null, align: string,
  *   user: string | null}} Parameters
  * @typedef {Map<string, {element: HTMLElement, score: number}>} Shown  rows by user
  */
 
+import { displayName } from "./names.js";
+import { refusalOf } from "./refusal.js";
 import { connect } from "./scoreboard-client.js";
 
 const SAME_ORIGIN = "/ws/scoreboard";
@@ -46,7 +49,7 @@ export function readParameters(search) {
  *
  * @param {string | null} board  null: the default board
  * @param {(board: {board: string, leaderboard: Row[]}) => void} onBoard
- * @param {(state: string, reason: string | null) => void} onState
+ * @param {(state: State, reason: string | null) => void} onState
  */
 export async function follow(board, onBoard, onState) {
   if (board !== null && !BOARD_NAME.test(board)) {
@@ -54,15 +57,34 @@ export async function follow(board, onBoard, onState) {
     return;
   }
   const url = await findStreamer();
+  let isRefused = false;
+  let hasBoard = false;
   const connection = connect({
     url,
     board: board ?? undefined,
-    onBoard,
-    onStatus: ({ state, reason }) => {
+    onBoard: (received) => {
+      hasBoard = true;
+      onBoard(received);
+    },
+    onStatus: ({ state, reason, attempt }) => {
+      if (isRefused) return;
       onState(state, reason);
-      if (state === "stopped") setTimeout(() => connection.retry(), STOPPED_AGAIN_MS);
+      if (state === "stopped") {
+        hasBoard = false;
+        setTimeout(() => connection.retry(), STOPPED_AGAIN_MS);
+      } else if (state === "reconnecting" && attempt === 1 && !hasBoard) explain();
     },
   });
+
+  /** Say why the first handshake failed, if the api knows, and start again later. */
+  async function explain() {
+    const refusal = await refusalOf(board);
+    if (refusal === null || hasBoard || isRefused) return;
+    isRefused = true;
+    connection.close();
+    onState("stopped", refusal);
+    setTimeout(() => follow(board, onBoard, onState), STOPPED_AGAIN_MS);
+  }
 }
 
 /** Return the address of the streamer, as soon as the server tells it. */
@@ -106,7 +128,7 @@ export class SmallBoard {
       const element = before?.element ?? this.#makeRow(row.userId);
       const [rank, name, score] = /** @type {HTMLElement[]} */ ([...element.children]);
       rank.textContent = String(row.rank);
-      name.textContent = row.name || row.userId;
+      name.textContent = displayName(row);
       score.textContent = numbers.format(row.score);
       element.classList.remove("is-changed");
       if (before && before.score !== row.score) {

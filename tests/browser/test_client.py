@@ -386,9 +386,11 @@ async def test_the_number_of_viewers_is_reported_when_it_changes(connect, site: 
     await site.send(**beat, viewers=12)
     await site.send(**beat, viewers=12)
     await site.send(**site.board_message(seq=1, viewers=13))
+    await site.send(**beat)
+    await site.send(**site.board_message(seq=2))
 
-    await eventually_async(lambda: client.recorded("viewers.length === 2"))
-    assert await client.recorded("viewers") == [12, 13]
+    await client.wait_for_board(1, 2)
+    assert await client.recorded("viewers") == [12, 13, None]
 
 
 # --- after sleep ----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The board in a frame of another page and over a video, and the API from a page elsewhere."""
 
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,39 @@ async def test_a_bad_name_of_a_board_connects_nowhere(
     assert site.handshakes == []
     note = "There is no board with this name." if path == "embed" else ""
     assert (await page.locator("#note, #rows").last.inner_text()).strip() == note
+
+
+@pytest.mark.parametrize(
+    ("status", "note"),
+    [
+        (HTTPStatus.NOT_FOUND, "There is no board with this name."),
+        (HTTPStatus.UNAUTHORIZED, "This board is private."),
+    ],
+)
+async def test_a_refused_board_is_explained_and_tried_again(
+    open_page: OpenPage, site: FakeSite, guard: PageGuard, status: HTTPStatus, note: str
+):
+    guard.expect_lost_server()
+    site.board = "weekly"
+    site.reject_status = site.api_status = status
+    page = await open_page(f"{site.url}embed?board=weekly", clock=True)
+
+    await expect(page.locator("#note")).to_have_text(note)
+    await expect(page.locator("#state")).to_have_text("Not connected")
+    assert "/api/scores/leaderboard?limit=1&board=weekly" in site.requests
+    assert len(site.handshakes) == 1
+    site.reject_status = None
+    await site.send_board(("alice", 10))
+    await page.clock.run_for(60_000)
+
+    await expect(page.locator(".name")).to_have_text("alice")
+    await expect(page.locator("#note")).to_be_hidden()
+
+
+async def test_opaque_ids_have_a_short_form(open_page: OpenPage, site: FakeSite):
+    await site.send_board(("9f1c2d34-5b6a-4c7d-8e9f-0a1b2c3d4e5f", 10))
+    page = await open_page(f"{site.url}overlay")
+    await expect(page.locator(".name")).to_have_text("Player 4E5F")
 
 
 async def test_the_embedded_board_shows_its_state(

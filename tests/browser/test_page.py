@@ -1,9 +1,11 @@
 """The live page for its viewers: names, own place, moments, seasons, wall, share card, costs."""
 
+import base64
+import json
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from tests.support.clients.browser import OpenPage, PageGuard, stop_clock
 from tests.support.eventually import eventually_async
@@ -37,6 +39,16 @@ async def send_place(site: FakeSite, **changes: Any) -> None:
         "below": [],
     }
     await site.send(**(message | changes))
+
+
+async def open_signed_in(open_page: OpenPage, site: FakeSite, user_id: str) -> Page:
+    site.config = {"ws": site.ws_url, "oauth": {"issuer": site.url, "clientId": "page"}}
+    page = await open_page(f"{site.url}blank.html")
+    claims = base64.urlsafe_b64encode(json.dumps({"sub": user_id, "exp": 2**40}).encode()).decode()
+    kept = json.dumps({"token": f"e30.{claims.rstrip('=')}.none"})
+    await page.evaluate("(kept) => sessionStorage.setItem('scoreboard.sign-in.token', kept)", kept)
+    await page.goto(site.url)
+    return page
 
 
 async def wait_until_watched(site: FakeSite, user_id: str) -> None:
@@ -102,7 +114,7 @@ async def test_opaque_ids_have_a_short_form(
 
 async def test_the_own_row_is_pinned_outside_the_top_10(open_page: OpenPage, site: FakeSite):
     await site.send_board(*TEN)
-    page = await open_page(f"{site.url}?player=me")
+    page = await open_signed_in(open_page, site, "me")
     await wait_until_watched(site, "me")
     own = page.locator("#place")
     await expect(own).to_be_hidden()
@@ -113,27 +125,53 @@ async def test_the_own_row_is_pinned_outside_the_top_10(open_page: OpenPage, sit
     await expect(own.locator(".rank")).to_have_text("23")
     await expect(own.locator(".score")).to_have_text("120")
     await expect(own.locator(".note")).to_have_text(
-        "You · 15 to rank 22 · 310 to the top 10 · of 1,000,000"
+        "You · 15 points to rank 22 · 310 points to the top 10 · 1,000,000 players"
     )
     await site.send_board(*TEN[:9], ("me", 900))
 
     await expect(own).to_be_hidden()
     await expect(page.locator("#rows .is-me .name")).to_have_text("me")
+    await expect(page.locator("#rows .is-me .note")).to_have_text("You · New in the top 10")
     await expect(page.locator("#moment")).to_have_text("You are in the top 10")
     await site.send_board(*TEN)
-    await send_place(site, rank=11, score=900, toNext=91, toTop=91)
+    await send_place(site, rank=11, score=900, total=1, toNext=1, toTop=1)
 
-    await expect(own.locator(".rank")).to_have_text("11")
+    await expect(own.locator(".note")).to_have_text("You · 1 point to rank 10 · 1 player")
+    await send_place(site, rank=12, score=991, total=12, toNext=0, toTop=0)
+
+    await expect(own.locator(".note")).to_have_text(
+        "You · level with rank 11 · level with rank 10 · 12 players"
+    )
+
+
+async def test_the_player_of_the_address_is_not_the_viewer(open_page: OpenPage, site: FakeSite):
+    await site.send_board(*TEN)
+    page = await open_page(f"{site.url}?player=me")
+    await wait_until_watched(site, "me")
+    own = page.get_by_label("Place of Grace")
+    await send_place(site, name="Grace", rank=None, score=None, toNext=None, toTop=None)
+    await expect(own).to_have_text("Grace has no score on this board yet.")
+
+    await send_place(site, name="Grace")
+
+    await expect(own.locator(".note")).to_have_text(
+        "15 points to rank 22 · 310 points to the top 10 · 1,000,000 players"
+    )
+    await site.send_board(("me", 2_000), *TEN[:9])
+
+    await expect(page.locator("#rows .is-me .note")).to_have_text("New leader")
+    await expect(page.locator("#moment")).to_have_text("me takes the lead")
 
 
 async def test_a_player_without_a_score_is_told_so(open_page: OpenPage, site: FakeSite):
     await site.send_board(*TEN)
-    page = await open_page(f"{site.url}?player=me")
+    page = await open_signed_in(open_page, site, "me")
     await wait_until_watched(site, "me")
 
     await send_place(site, rank=None, score=None, toNext=None, toTop=None)
 
-    await expect(page.locator("#place")).to_have_text("You have no score on this board yet.")
+    own = page.get_by_label("Your place")
+    await expect(own).to_have_text("You have no score on this board yet.")
 
 
 async def test_the_pinned_row_stays_in_sight_on_a_phone(open_page: OpenPage, site: FakeSite):
@@ -154,7 +192,7 @@ async def test_a_server_that_knows_no_places_costs_nothing(open_page: OpenPage, 
     await site.send_board(("player-3", 2_000), *TEN[:3], *TEN[4:])
 
     await expect(page.locator("#rows .is-me .rank")).to_have_text("1")
-    await expect(page.locator("#moment")).to_have_text("You take the lead")
+    await expect(page.locator("#moment")).to_have_text("player-3 takes the lead")
     await expect(page.locator("#connection")).to_have_text("Live")
     await expect(page.locator("#viewers")).to_be_hidden()
 
@@ -277,6 +315,16 @@ async def test_the_number_of_viewers_is_shown(open_page: OpenPage, site: FakeSit
     await site.send(type="heartbeat", board="main", epoch=1, seq=1, at=0, viewers=1_284)
 
     await expect(page.locator("#viewers")).to_have_text("1,284 watching")
+    await site.send(type="status", state="stale")
+
+    await expect(page.locator("#connection")).to_have_text("Paused")
+    await expect(page.locator("#viewers")).to_be_hidden()
+    await site.send(type="status", state="live")
+
+    await expect(page.locator("#viewers")).to_be_visible()
+    await site.send(type="heartbeat", board="main", epoch=1, seq=1, at=0)
+
+    await expect(page.locator("#viewers")).to_be_hidden()
 
 
 async def test_another_board_is_chosen(open_page: OpenPage, site: FakeSite):
@@ -307,12 +355,12 @@ async def test_an_ended_season_is_read_over_http(open_page: OpenPage, site: Fake
         },
     }
     await site.send_board(("bob", 30))
-    page = await open_page(f"{site.url}?board=main")
+    page = await open_page(f"{site.url}?board=main&player=alice")
     await page.get_by_label("Season").select_option("Week 47, 2026")
 
     await expect(page.locator("#connection")).to_have_text("Ended")
     await expect(page.locator("#detail")).to_have_text("Final standings: Week 47, 2026")
-    await expect(page.locator(".row .name")).to_have_text("Ada")
+    await expect(page.locator(".row.is-me .name")).to_have_text("Ada")
     assert len(site.handshakes) == 1
     await page.get_by_label("Season").select_option("This season")
 

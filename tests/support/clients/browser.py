@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from playwright.async_api import (
     BrowserContext,
     Page,
     Playwright,
+    Route,
     WebSocket,
     async_playwright,
     expect,
@@ -29,6 +31,8 @@ from playwright.async_api import (
 from tests.support.fakes.site import FakeSite
 
 CHROMIUM = "/usr/bin/chromium"
+EXAMPLE = "http://scores.example.com/"
+"""An address at which pages see the fake site; requests to it do not leave the browser."""
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -38,11 +42,12 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--unsafely-treat-insecure-origin-as-secure={EXAMPLE}",  # as https: and 127.0.0.1 are
 ]
 ARTIFACTS = Path(__file__).parents[3] / ".artifacts"
 TIMEOUT_MS = 30_000
 expect.set_options(timeout=TIMEOUT_MS)
-_LOCAL = frozenset({"127.0.0.1", "localhost"})
+_LOCAL = frozenset({"127.0.0.1", "localhost", urlsplit(EXAMPLE).hostname})
 RECORD_VIOLATIONS = """
   window.policyViolations = [];
   addEventListener("securitypolicyviolation",
@@ -194,17 +199,22 @@ async def open_page(
 ) -> AsyncIterator[OpenPage]:
     """Return a function that opens pages, each in its own profile, with a context's options.
 
-    With `clock=True` the test controls the page's time by `page.clock`; `random` fixes the result
-    of `Math.random`. When the test ends, no page may have logged an error, violated its policy, or
-    sent a request to another host. The site is stopped after that check.
+    With `clock=True` the test controls the page's time by `page.clock`; with `now` the page's time
+    stands still, and timers run; `random` fixes the result of `Math.random`. `EXAMPLE` is the site.
+    When the test ends, no page may have logged an error, violated its policy, or sent a request to
+    another host. The site is stopped after that check.
     """
-    del site
     contexts: list[BrowserContext] = []
+
+    async def forward(route: Route) -> None:
+        url = route.request.url.replace(EXAMPLE, site.url)
+        await route.fulfill(response=await route.fetch(url=url))
 
     async def open_(
         url: str,
         *,
         clock: bool = False,
+        now: datetime | None = None,
         random: float | None = None,
         **options: Any,
     ) -> Page:
@@ -216,10 +226,14 @@ async def open_page(
         await context.add_init_script(RECORD_VIOLATIONS)
         if random is not None:
             await context.add_init_script(f"Math.random = () => {random}")
+        await context.route(f"{EXAMPLE}**", forward)
+        await context.grant_permissions(["local-network-access"], origin=EXAMPLE)
         page = await context.new_page()
         guard.watch(page)
         if clock:
             await page.clock.install()
+        if now is not None:
+            await page.clock.set_fixed_time(now)
         await page.goto(url)
         return page
 

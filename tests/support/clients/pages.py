@@ -1,11 +1,15 @@
-"""The live page with names, a crown, a streak and an own place, for pictures and axe."""
+"""The live page with names, a crown, a streak and an own place, for pictures and axe.
+
+The page is at the address of a deployment, and its time stands still.
+"""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from playwright.async_api import Page, expect
 
-from tests.support.clients.browser import OpenPage
+from tests.support.clients.browser import EXAMPLE, OpenPage
 from tests.support.eventually import eventually_async
 from tests.support.fakes.site import FakeSite
 
@@ -19,7 +23,7 @@ PLAYERS = [
     ("juno_77", 7_640),
     ("orbit", 6_990),
     ("tern", 6_120),
-    ("wren@example.com", 5_875),
+    ("wren", 5_875),
 ]
 NAMES = {
     "kestrel": "Kestrel",
@@ -29,6 +33,7 @@ NAMES = {
     "tern": "Łucja",
 }
 SEASON = {"id": "2026-W47", "startsAt": 0, "endsAt": 1, "state": "final", "users": 9, "winners": []}
+NOW = datetime(2026, 11, 27, 19, 30, tzinfo=UTC)
 # The rows are in place; flashes and the moment are at the height of what they show.
 HOLD = """
   for (const animation of document.getAnimations()) {
@@ -59,7 +64,7 @@ async def show_scene(
     site.api_replies["/api/scores/seasons"] = {"seasons": [SEASON]}
     rows = list(PLAYERS)
     await _send(site, rows)
-    page = await open_page(site.url + scene.query, **options)
+    page = await open_page(EXAMPLE + scene.query, now=NOW, timezone_id="UTC", **options)
     await expect(page.locator(".row")).to_have_count(10)
     for gained in (25, 40, 15):
         rows[7] = (rows[7][0], rows[7][1] + gained)

@@ -1,4 +1,7 @@
-"""Pictures of the pages in `.artifacts/`; `make screenshots` copies those of the documentation."""
+"""Pictures of the pages in `.artifacts/`; `make screenshots` copies those of the documentation.
+
+Only `make screenshots` runs this file: its name is not that of a test.
+"""
 
 import asyncio
 from collections.abc import Iterator
