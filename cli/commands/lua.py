@@ -64,6 +64,7 @@ REFUSED: Final[Mapping[str, str]] = {
     "configure": "copies what PostgreSQL has; use `scoreboard board set` or `board archive`",
     "turn": "ends the season by Redis's clock; the flusher does so when it is over",
     "mirror": "replaces the catalogue of actions; use `scoreboard action set`",
+    "viewers": "counts the viewers of a process; streamers call it",
     "rate_limit": "counts against the limit of a caller; send requests to the api",
 }
 """Why a script cannot be called by hand."""

@@ -23,7 +23,7 @@ ROTATIONS = 5
 GRACE_S = "2.5"
 """Within it, every process reads the secret twice."""
 
-KINDS = {"db": 4, "redis": 5}
+KINDS = {"db": 5, "redis": 5}
 """The kinds, and how many secrets each has."""
 
 
