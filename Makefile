@@ -84,10 +84,13 @@ FAULTS_ARGS ?= --minutes 15
 faults: $(VENV)/.dev  ## inject faults under load: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m tests.faults.campaign $(FAULTS_ARGS)
 
-test-cluster: $(VENV)/.dev  ## run the tests on a cluster, and inject faults into one: FAULTS_ARGS="--seed 7 --minutes 15"
+test-cluster: $(VENV)/.dev  ## run the tests on a cluster and with sentinels, and inject faults into both: FAULTS_ARGS="--seed 7 --minutes 15"
 	$(BIN)/python -m pytest -v tests/cluster $(PYTEST_ARGS)
 	$(PYTEST) tests/integration --on-cluster $(PYTEST_ARGS)
+	$(PYTEST) tests/e2e/test_score.py tests/e2e/test_recovery.py --on-cluster $(PYTEST_ARGS)
+	$(PYTEST) tests/e2e/test_score.py tests/e2e/test_recovery.py --on-sentinel $(PYTEST_ARGS)
 	$(BIN)/python -m tests.faults.campaign --cluster $(FAULTS_ARGS)
+	$(BIN)/python -m tests.faults.campaign --sentinel $(FAULTS_ARGS)
 
 model: $(VENV)/.dev  ## compare boards with their model for twenty times as long as make test does
 	$(BIN)/python -m pytest tests/model/test_competitions.py --hypothesis-profile long $(PYTEST_ARGS)

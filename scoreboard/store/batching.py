@@ -33,7 +33,7 @@ from scoreboard.store.client import make_slot_map
 from scoreboard.store.cluster import Address, SlotMap
 from scoreboard.store.keys import PartitionKeys
 from scoreboard.store.pipelined_connection import Command, PipelinedConnection
-from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
+from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS, unreachable_text
 from scoreboard.store.scripts import Script, call_seconds, refusal_error
 
 ATTEMPTS_MAX: Final = 2
@@ -401,7 +401,15 @@ class Batcher(ABC, Generic[EntryT, CallT]):
         """Fail entries that are not being sent, each as its earlier sends allow."""
         for entry in entries:
             entry.is_unsure |= was_sent
-            fail([entry], self._lost if entry.is_unsure else RedisUnavailable)
+            self._fail_lost([entry], self._lost if entry.is_unsure else RedisUnavailable)
+
+    def _fail_lost(self, entries: Iterable[EntryT], kind: type[ScoreboardError]) -> None:
+        """Fail entries whose server is not reached; in a cluster, say whose primary that is."""
+        for entry in entries:
+            detail = ""
+            if kind is RedisUnavailable and self.slot_map is not None:
+                detail = unreachable_text(self.partition_of(entry))
+            fail([entry], kind, detail)
 
     def _fail_refused(self, entries: Iterable[EntryT], error: ScoreboardError) -> None:
         """Fail the entries of a refused call; one that was sent before may have been applied."""
@@ -529,7 +537,7 @@ class Batcher(ABC, Generic[EntryT, CallT]):
                 _log.warning("redis_handshake_refused", error=type(error).__name__)
                 self._fail_unsent(entries, was_sent=was_sent)
                 return
-        fail(entries, self._lost)
+        self._fail_lost(entries, self._lost)
 
     def _plan(self, lane: _Lane[EntryT], entries: Sequence[EntryT]) -> list[CallT]:
         calls = self.plan(entries)

@@ -1,6 +1,7 @@
 """The copy of the list of boards in Redis: services find boards that are made while they run."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Final, TypeVar
 
 import msgspec
@@ -9,11 +10,14 @@ from msgspec import Struct, field
 from scoreboard.errors import UnexpectedReply
 from scoreboard.model import Board, BoardState, Layout, Limits
 from scoreboard.store.keys import BOARDS
-from scoreboard.store.replies import read_reply
+from scoreboard.store.replies import checking_reply, read_reply
 from scoreboard.store.store_client import StoreClient
 
 PAGE: Final = 1000
 """Boards of one call: it must not hold Redis."""
+
+TEXTS_KEPT_MAX: Final = 1000
+"""Values whose properties are kept: most boards have the same few."""
 
 _Value = TypeVar("_Value")
 
@@ -30,35 +34,48 @@ class _Entry(Struct, omit_defaults=True):
 _decode = msgspec.json.Decoder(_Entry).decode
 
 
-def _parse(name: str, text: str) -> Board | None:
-    """Return a board; None for a value that this version cannot read."""
+@lru_cache(maxsize=TEXTS_KEPT_MAX)
+def _parse_properties(text: str) -> Board | None:
+    """Return a board with the properties that a value states, and no name of its own."""
     try:
         entry = _decode(text)
         layout, limits = Layout.parse(entry.layout), Limits.parse(entry.limits)
-        return Board(name, layout, entry.is_public, entry.state, limits)
+        return Board("", layout, entry.is_public, entry.state, limits)
     except (ValueError, msgspec.MsgspecError):
         return None
+
+
+def _parse(name: str, text: str) -> Board | None:
+    """Return a board; None for a value that this version cannot read."""
+    found = _parse_properties(text)
+    if found is None:
+        return None
+    return Board(name, found.layout, found.is_public, found.state, found.limits)
 
 
 class BoardList(StoreClient):
     """The copy of the list of boards in Redis."""
 
-    async def listed(self, name: str) -> Board | None:
-        """Read a board from the list; None if the list has no such board.
+    async def listed(self, names: Sequence[str]) -> dict[str, Board | None]:
+        """Read boards from the list by name; None for a name that the list does not have.
 
-        Raises UnexpectedReply if there is no list: Redis was emptied, or no service has copied it
-        yet; or if the value cannot be read. Raises RedisUnavailable.
+        A board whose value cannot be read is omitted. Raises UnexpectedReply if there is no list:
+        Redis was emptied, or no service has copied it yet. Raises RedisUnavailable.
         """
         what = f"HMGET {BOARDS}"
-        (text,) = await read_reply(self._client.hmget(BOARDS, [name]), tuple[str | None], what)
-        if text is None:
-            if not await self.has_list():
+        found: dict[str, Board | None] = {}
+        for page in _pages(names):
+            sent = self._client.hmget(BOARDS, list(page))
+            texts = await read_reply(sent, list[str | None], what)
+            with checking_reply(what):
+                values = dict(zip(page, texts, strict=True))
+            if set(texts) == {None} and not await self.has_list():
                 raise UnexpectedReply(f"{BOARDS}: there is no list of boards")
-            return None
-        board = _parse(name, text)
-        if board is None:
-            raise UnexpectedReply(f"{what}: the value of {name} is not a board")
-        return board
+            for name, text in values.items():
+                board = None if text is None else _parse(name, text)
+                if text is None or board is not None:
+                    found[name] = board
+        return found
 
     async def has_list(self) -> bool:
         """Return whether there is a list: it has at least one board.
@@ -93,6 +110,6 @@ class BoardList(StoreClient):
             await read_reply(self._client.hdel(BOARDS, *page), int, f"HDEL {BOARDS}")
 
 
-def _pages(values: list[_Value]) -> Iterator[list[_Value]]:
+def _pages(values: Sequence[_Value]) -> Iterator[Sequence[_Value]]:
     for start in range(0, len(values), PAGE):
         yield values[start : start + PAGE]

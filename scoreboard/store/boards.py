@@ -325,9 +325,7 @@ class Boards(Partitions):
     async def _standing(self, board: str, known: _Known, user_id: str, around: int) -> Standing:
         layout = known.layout
         home = partition_of(user_id, layout.partitions)
-        # Neighbours of other partitions may fill a whole window on either side.
-        width = around if layout.partitions == 1 else 2 * around
-        ((places, number),) = await self._read(_STANDING, board, known, {home: (user_id, width)})
+        ((places, number),) = await self._read(_STANDING, board, known, {home: (user_id, around)})
         with checking_reply(_STANDING.script.name):
             place = convert(places.places[number], _Place)
         if place.index < 0:
@@ -336,6 +334,10 @@ class Boards(Partitions):
         near = _members(place.rows, home)
         first = place.first
         if layout.partitions > 1:
+            # Each side needs as many rows as the other may lack, which are at most those that it
+            # lacks in the user's own partition.
+            lacking = around - min(around, index, total - 1 - index)
+            width = around + lacking
             args = {
                 number: (place.packed, int(number < home), width)
                 for number in range(layout.partitions)

@@ -29,6 +29,7 @@ from scoreboard.store.replies import (
     parse_whole,
     read_reply,
     translate_error,
+    unreachable_text,
 )
 from scoreboard.store.scripts import Script, call
 from scoreboard.store.store_client import StoreClient
@@ -260,9 +261,13 @@ class Partitions(StoreClient):
         Raises RedisUnavailable, UnexpectedReply.
         """
         meta = PartitionKeys(partition).meta
-        return _parse_state(
-            await read_reply(self._client.hgetall(meta), dict[str, str], f"HGETALL {meta}")
-        )
+        try:
+            facts = await read_reply(self._client.hgetall(meta), dict[str, str], f"HGETALL {meta}")
+        except RedisUnavailable as error:
+            if self.is_cluster and error.detail == error.title:  # it says nothing else
+                raise RedisUnavailable(unreachable_text(partition)) from error
+            raise
+        return _parse_state(facts)
 
     async def states(self, board: str) -> dict[int, PartitionState]:
         """Read the states of all partitions of a board that Redis has, whatever its layout.

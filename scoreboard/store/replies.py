@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.errors import RedisUnavailable, ScoreboardError, UnexpectedReply
-from scoreboard.model import COUNT_MAX
+from scoreboard.model import COUNT_MAX, Partition
 
 CONNECTION_ERRORS: Final = (RedisConnectionError, RedisTimeoutError, OSError)
 """Raised by redis-py when the connection failed: the outcome of what was sent is unknown."""
@@ -130,6 +130,11 @@ def translate_error(error: Exception, what: str) -> ScoreboardError:
     if isinstance(error, RedisError):
         return UnexpectedReply(f"{what}: {error_code(error)[:64] or type(error).__name__}")
     return UnexpectedReply(f"{what}: the reply has another shape ({type(error).__name__})")
+
+
+def unreachable_text(partition: Partition) -> str:
+    """Return the message when a cluster's primary with a partition cannot be reached."""
+    return f"The primary of partition {partition.number} of board {partition.board} is unreachable"
 
 
 def _reason(error: Exception) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,7 @@ from tests.support.servers.flushers import FlusherProcess, act, flushing, make_b
 pytestmark = pytest.mark.slow
 
 AWAY_S = 4.0
+AWAY = "The primary of partition {0.number} of board {0.board} is unreachable"
 ANSWER_S = 2.5
 """The longest wait for an answer meanwhile, also for the refusal; a machine in CI is slow."""
 
@@ -61,20 +63,20 @@ class Caller:
         for connection in self._connections.values():
             await connection.close()
 
-    async def read(self, board: str) -> int:
-        """Read a board; return the status."""
+    async def read(self, board: str) -> tuple[int, str]:
+        """Read a board; return the status, and the detail of a problem."""
 
-        def read() -> int:
+        def read() -> tuple[int, str]:
             request = urllib.request.Request(
                 f"http://127.0.0.1:{self._stack.api_port}/api/scores/leaderboard?board={board}",
                 headers={"Authorization": f"Bearer {self._stack.token}"},
             )
             try:
                 with urllib.request.urlopen(request, timeout=10) as response:
-                    return int(response.status)
+                    return int(response.status), ""
             except urllib.error.HTTPError as error:
                 with error:
-                    return error.code
+                    return error.code, json.load(error)["detail"]
 
         return await asyncio.to_thread(read)
 
@@ -149,13 +151,17 @@ async def test_only_users_of_a_lost_primary_are_refused(tmp_path: Path) -> None:
             statuses = await caller.statuses()
             assert {one for one, status in statuses.items() if status == 503} == away
             assert {status for one, status in statuses.items() if one not in away} == {200}
-            assert await caller.read("duel") == 200
-            assert await caller.read("league") == 503
+            assert await caller.read("duel") == (200, "")
+            for board in {one.board for one in away}:
+                # Also a board of which other partitions are served: its ranking needs them all.
+                status, detail = await caller.read(board)
+                assert status == 503
+                assert detail in {AWAY.format(one) for one in away if one.board == board}
         assert caller.slowest_s < ANSWER_S
 
         lost.start()
         await eventually_async(lambda: _are_served(caller), within_s=20)
-        assert await caller.read("league") == 200
+        assert await caller.read("league") == (200, "")
         await drain(stack, 30, stack.partitions)
         assert await stack.verify() == []
         await caller.close()

@@ -3,8 +3,6 @@
 import asyncio
 import os
 
-import redis
-
 from scoreboard.model import Partition
 from scoreboard.store.keys import PartitionKeys
 from tests.e2e.test_score import check_answers, check_stores, make_updates, play
@@ -17,7 +15,7 @@ META = PartitionKeys(Partition("main")).meta
 
 def kill_reseed_after_fence(system: System) -> None:
     """Start a reseed and kill it when it has fenced the board."""
-    with redis.Redis.from_url(system.valkey.url, decode_responses=True) as client:
+    with system.redis_client() as client:
         before = client.hget(META, "fence")
         words = ["-q", "reseed", "--force", "--yes", "--data-dir", str(system.folder)]
         reseed = Forked("cli", words, os.environ)

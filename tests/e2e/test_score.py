@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import msgspec
 import psycopg
-import redis
 from msgspec import Struct
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
@@ -176,7 +175,11 @@ def check_stores(system: System, updates: Sequence[Update]) -> None:
     assert {user: int(total) for user, total in ledger} == scores
     ranked = select(system, TOP)
     assert dict(ranked) == scores
-    assert top(system) == ranked[:100]
+    shown = top(system)
+    assert dict(shown) == scores
+    assert [score for _, score in shown] == [score for _, score in ranked]
+    if system.partitions == 1:  # users with equal scores in several have an order of their own
+        assert shown == ranked
     verified = system.run("verify", "--full")
     assert verified.returncode == 0, verified.stdout
 
@@ -221,7 +224,7 @@ async def test_an_emptied_redis_returns_503_until_a_reseed_restores_it(
     answers = await play(system, updates)
     wait_for_ledger(system, updates)
     before = top(system)
-    with redis.Redis.from_url(system.valkey.url) as client:
+    with system.redis_client() as client:
         client.flushall()
 
     old = updates[0]

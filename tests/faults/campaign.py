@@ -7,7 +7,8 @@ The exit code is 1 if an invariant was violated. (`make faults`)
 
 With ``--cluster`` it runs on a cluster, with several boards and the faults of
 ``tests.faults.cluster_faults``, and then measures what ``fsync`` loses in a failover
-(``tests.faults.loss``).
+(``tests.faults.loss``). With ``--sentinel`` it runs on servers with sentinels, with the faults of
+``tests.faults.sentinel_faults``.
 """
 
 import argparse
@@ -34,6 +35,10 @@ from tests.faults.cluster_stack import BOARDS, ClusterStack
 from tests.faults.faults import FAULTS, Fault
 from tests.faults.loss import describe, measure
 from tests.faults.operators import Operator
+from tests.faults.replicated_stack import ReplicatedStack
+from tests.faults.sentinel_faults import SENTINEL_FAULTS
+from tests.faults.sentinel_stack import BOARDS as SENTINEL_BOARDS
+from tests.faults.sentinel_stack import SentinelStack
 from tests.faults.stack import LAYOUT, Stack, started
 from tests.faults.viewer import Viewer
 
@@ -81,14 +86,14 @@ class Report:
                 f"lost                  {kinds['I1']}",
                 f"doubled               {kinds['I2'] + kinds['I5']}",
                 f"boards seen           {self.frames}",
-                *self._of_a_cluster(),
+                *self._of_failovers(),
                 f"recovery time         {statistics.median(waits):.2f} s (median)",
                 f"longest recovery      {waits[-1]:.2f} s",
                 *(f"VIOLATED {sentence}" for sentence in self.violations),
             ]
         )
 
-    def _of_a_cluster(self) -> list[str]:
+    def _of_failovers(self) -> list[str]:
         if not self.failovers:
             return []
         return [
@@ -167,7 +172,7 @@ async def run_on(
                         await campaign.rest()
                 await load.finish()
                 report.violations = await campaign.check()
-                if isinstance(stack, ClusterStack):
+                if isinstance(stack, ReplicatedStack):
                     report.violations += await stack.verify()
         except AssertionError as error:
             found = [one for history in load.histories for one in history.violations]
@@ -184,7 +189,7 @@ async def run_on(
             report.held += sum(answers.is_held for answers in history.actions.values())
         report.frames = sum(viewer.frames for viewer in campaign.viewers)
         report.acts, report.resumed = operator.performed, operator.resumed
-        if isinstance(stack, ClusterStack):
+        if isinstance(stack, ReplicatedStack):
             report.failovers = stack.failovers
             with stack.sql() as connection:
                 report.rewinds = len(rewinds(connection))
@@ -204,7 +209,7 @@ class _Campaign:
         self._report = report
         self._settle_s = settle_s
         for history in load.histories:
-            history.may_rewind = isinstance(stack, ClusterStack)
+            history.may_rewind = isinstance(stack, ReplicatedStack)
 
     async def inflict(self, fault: Fault) -> None:
         """Inflict a fault and wait until actions of every board are acknowledged again."""
@@ -249,7 +254,7 @@ class _Campaign:
     async def check(self) -> list[str]:
         """Wait until everything is committed; return every violation."""
         found = await self._compare()
-        if found and isinstance(self._stack, ClusterStack):
+        if found and isinstance(self._stack, ReplicatedStack):
             # The flusher may not have noticed yet that a promoted replica lacked what is committed.
             await asyncio.sleep(REPAIR_BEGINS_S)
             found = await self._compare()
@@ -300,7 +305,9 @@ def main() -> int:
         help="such as best:lowest:0:2147483647:nobody:stated",
     )
     parser.add_argument("--limits", type=Limits.parse, default=NO_LIMITS, help="such as 45:400:60")
-    parser.add_argument("--cluster", action="store_true", help="run on a cluster")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--cluster", action="store_true", help="run on a cluster")
+    kind.add_argument("--sentinel", action="store_true", help="run on servers with sentinels")
     parser.add_argument(
         "--losses", type=int, default=3, help="failovers of each kind to measure losses with"
     )
@@ -312,10 +319,13 @@ def main() -> int:
         "clients": options.clients,
         "pace_s": options.pace_ms / 1000,
     }
-    if options.cluster:
-        boards = [with_rules(board, options.rules, options.limits) for board in BOARDS]
-        stack = ClusterStack(folder, boards=boards)
-        report = asyncio.run(run_on(stack, folder, endless(options.seed, CLUSTER_FAULTS), **run))
+    if options.cluster or options.sentinel:
+        plain = BOARDS if options.cluster else SENTINEL_BOARDS
+        boards = [with_rules(board, options.rules, options.limits) for board in plain]
+        make = ClusterStack if options.cluster else SentinelStack
+        faults = CLUSTER_FAULTS if options.cluster else SENTINEL_FAULTS
+        stack = make(folder, boards=boards)
+        report = asyncio.run(run_on(stack, folder, endless(options.seed, faults), **run))
     else:
         report = asyncio.run(
             run_campaign(

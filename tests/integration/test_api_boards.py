@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -161,9 +161,9 @@ async def test_a_known_board_is_not_looked_up(
     looked_up: list[str] = []
     listed = Store.listed
 
-    async def note(self: Store, name: str) -> Board | None:
-        looked_up.append(name)
-        return await listed(self, name)
+    async def note(self: Store, names: Sequence[str]) -> dict[str, Board | None]:
+        looked_up.extend(names)
+        return await listed(self, names)
 
     monkeypatch.setattr(Store, "listed", note)
     await store.write_boards([Board("main")])

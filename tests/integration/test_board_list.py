@@ -1,7 +1,7 @@
 """The list of boards in Redis, its copy from PostgreSQL, and the boards that a process finds."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import psycopg
 import pytest
@@ -53,8 +53,7 @@ def directory(settings: Settings, store: Store) -> BoardDirectory:
 async def test_the_copy_has_every_property(store: Store, connection: Connection) -> None:
     await insert_board(connection, GOLF)
     await mirror_board(store, connection, "golf")
-    assert await store.listed("golf") == GOLF
-    assert await store.listed("chess") is None
+    assert await store.listed(["golf", "chess"]) == {"golf": GOLF, "chess": None}
 
 
 async def test_a_copy_writes_only_what_differs(
@@ -85,15 +84,15 @@ async def test_values_that_cannot_be_read_are_replaced(
     client = store._client
     for value in ("", "{}", "[1]", '{"layout":"1:2","public":true,"state":"open"}', "\x00"):
         await client.hset(BOARDS, "golf", value)
-        assert await store.list_boards() == {}
+        assert await store.list_boards() == await store.listed(["golf"]) == {}
         assert await mirror_boards(store, connection) == 1
-        assert await store.listed("golf") == GOLF
+        assert await store.listed(["golf"]) == {"golf": GOLF}
 
 
 async def test_fields_of_a_later_version_are_ignored(store: Store) -> None:
     text = '{"layout":"1:43200:64","public":true,"state":"open","colour":"red"}'
     await store._client.hset(BOARDS, "main", text)
-    assert await store.listed("main") == Board("main")
+    assert await store.listed(["main"]) == {"main": Board("main")}
 
 
 async def test_a_board_made_meanwhile_is_found(
@@ -166,10 +165,10 @@ async def test_a_slow_refresh_delays_one_caller_only(
     await directory.find("golf")
     is_read, go = asyncio.Event(), asyncio.Event()
 
-    async def listed(_name: str) -> Board:
+    async def listed(_names: Sequence[str]) -> dict[str, Board | None]:
         is_read.set()
         await go.wait()
-        return GOLF
+        return {"golf": GOLF}
 
     monkeypatch.setattr(store, "listed", listed)
     refreshing = asyncio.create_task(directory.find("golf"))
@@ -178,6 +177,89 @@ async def test_a_slow_refresh_delays_one_caller_only(
     assert await directory.find("golf") == GOLF
     go.set()
     assert await refreshing == GOLF
+
+
+async def hmget_calls(store: Store) -> int:
+    found = await store._client.info("commandstats")
+    return int(found.get("cmdstat_hmget", {"calls": 0})["calls"])
+
+
+async def test_boards_that_are_due_are_read_together(
+    store: Store, directory: BoardDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each board of thousands is read every 30 s, but not in a round trip of its own."""
+    names = [f"board-{number}" for number in range(40)]
+    await store.write_boards(map(Board, names))
+    monkeypatch.setattr(board_directory, "TOGETHER_MAX", 20)
+    before = await hmget_calls(store)
+    await asyncio.gather(*map(directory.find, names))
+    assert await hmget_calls(store) == before + 1
+    await store.write_boards([Board("board-1", state="archived")], ["board-2"])
+    for kept in directory._kept.values():
+        kept.fresh_until_s = 0.0
+    assert directory.known("board-0") is None
+    await directory.find("board-0")
+    assert await hmget_calls(store) == before + 2
+    assert directory.known("board-1") == Board("board-1", state="archived")
+    assert directory.known("board-2") is None
+    assert directory.known("board-19") == Board("board-19")
+    assert directory.known("board-20") is None
+    with pytest.raises(UnknownBoard):
+        await directory.find("board-2")
+    assert await hmget_calls(store) == before + 2
+    await directory.find("board-39")
+    assert await hmget_calls(store) == before + 3
+    assert [name for name in names if directory.known(name) is None] == ["board-2"]
+
+
+async def test_boards_that_are_not_due_are_left_alone(
+    store: Store, directory: BoardDirectory
+) -> None:
+    await store.write_boards([Board("one"), Board("two")])
+    await directory.find("one")
+    fresh_until_s = directory._kept["one"].fresh_until_s
+    await directory.find("two")
+    assert directory._kept["one"].fresh_until_s == fresh_until_s
+
+
+async def test_what_is_asked_for_during_a_reading_is_read_after_it(
+    store: Store, directory: BoardDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write_boards([Board("one"), Board("two"), Board("three")])
+    listed, asked, go = store.listed, list[list[str]](), asyncio.Event()
+
+    async def wait_and_list(names: Sequence[str]) -> dict[str, Board | None]:
+        asked.append(list(names))
+        await go.wait()
+        return await listed(names)
+
+    monkeypatch.setattr(store, "listed", wait_and_list)
+    first = asyncio.create_task(directory.find("one"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(directory.find(name)) for name in ("two", "two", "three", "four")]
+    await asyncio.sleep(0)
+    others[0].cancel()
+    go.set()
+    assert (await first).name == "one"
+    found = await asyncio.gather(*others, return_exceptions=True)
+    assert [type(one) for one in found] == [asyncio.CancelledError, Board, Board, UnknownBoard]
+    assert asked == [["one"], ["two", "three", "four"]]
+
+
+async def test_an_unreadable_board_does_not_concern_others(
+    store: Store, directory: BoardDirectory
+) -> None:
+    await store.write_boards([Board("one"), Board("two")])
+    await directory.find("two")
+    await store._client.hset(BOARDS, mapping={"bad": "{}", "two": "{}"})
+    directory._kept["two"].fresh_until_s = 0.0
+    found = await asyncio.gather(
+        *map(directory.find, ("one", "bad", "two")), return_exceptions=True
+    )
+    assert found[0] == Board("one")
+    assert isinstance(found[1], Uninitialised)
+    assert found[2] == Board("two")
 
 
 async def test_memory_is_bounded(

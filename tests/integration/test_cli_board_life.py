@@ -143,7 +143,7 @@ def test_rules_are_stored_and_shown(command: Run, settings: Settings) -> None:
     assert command("board", "create", "laps", *options).code == 0
     rules = Rules("best", "lowest", 1, 99, "nobody", "stated")
     laps = Board("laps", Layout(rules=rules), is_public=False)
-    assert with_store(settings, lambda store: store.listed("laps")) == laps
+    assert with_store(settings, lambda store: store.listed(["laps"])) == {"laps": laps}
     assert with_store(settings, lambda store: store.board("laps")) == laps
     shown = command("board", "show", "laps").out
     assert "operator\tbest\tthe score is the best value of all actions\n" in shown

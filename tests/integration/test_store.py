@@ -110,7 +110,7 @@ async def test_list_rank_and_neighbours_have_one_order(
     assert tuple(row for page in pages for row in page.rows) == whole.rows
     assert {page.total for page in pages} == {23}
     for place, row in enumerate(whole.rows):
-        for around in (0, 2):
+        for around in (0, 1, 2, 5, 12):
             standing = await store.standing("main", row.user_id, around=around)
             assert (standing.rank, standing.score, standing.total) == (row.rank, row.score, 23)
             first = max(0, min(place - around, 23 - 1 - 2 * around))

@@ -9,7 +9,8 @@
         cluster.wait_until_complete()
 
 With ``can_be_severed`` the nodes reach each other, and clients reach them, through a network that
-can be severed (``isolate`` and ``rejoin``).
+can be severed (``isolate`` and ``rejoin``). With an ``authority``, clients reach the nodes by TLS,
+and nodes reach each other without: the embedded Valkey is built without TLS.
 """
 
 import itertools
@@ -35,6 +36,7 @@ from redis.retry import Retry
 from cli.embedded.ports import HOST, find_free_port
 from cli.embedded.servers import EmbeddedValkey
 from tests.support.eventually import eventually
+from tests.support.fakes.tls import Authority, Terminator, terminating
 from tests.support.servers.severed_network import SeveredNetwork
 
 SLOTS = 16_384
@@ -131,6 +133,7 @@ class Cluster:
         min_replicas_to_write: int = 0,
         node_timeout_ms: int = NODE_TIMEOUT_MS,
         can_be_severed: bool = False,
+        authority: Authority | None = None,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """``replicas`` is the number of each primary; ``settings`` are lines of valkey.conf."""
@@ -151,6 +154,9 @@ class Cluster:
             **(settings or {}),
         }
         self._network = SeveredNetwork() if can_be_severed else None
+        self._authority = authority
+        self.terminators: dict[Node, Terminator] = {}
+        """What decrypts the connections of clients, for each node."""
         self._stack = ExitStack()
         self._isolated: set[Node] = set()
 
@@ -174,8 +180,12 @@ class Cluster:
     def url(self) -> str:
         """The URL that names the nodes which formed the cluster."""
         formed = self.nodes[: self._primaries * (1 + self._replicas)]
-        hosts = ",".join(f"{HOST}:{node.announced_port}" for node in formed)
-        return f"redis+cluster://:{PASSWORD}@{hosts}"
+        if self._authority is None:
+            hosts = ",".join(f"{HOST}:{node.announced_port}" for node in formed)
+            return f"redis+cluster://:{PASSWORD}@{hosts}"
+        hosts = ",".join(f"{HOST}:{self.terminators[node].port}" for node in formed)
+        query = f"ssl_ca_certs={self._authority.path}"
+        return f"rediss+cluster://:{PASSWORD}@{hosts}?{query}"
 
     def owners(self) -> dict[int, Node]:
         """Return the primary of each slot, as the latest of all nodes' configurations has it."""
@@ -322,6 +332,9 @@ class Cluster:
         views = {tuple(_view(node)) for node in self.nodes}
         if len(views) != 1 or sum(last - first + 1 for first, last, _ in views.pop()) != SLOTS:
             return "the nodes do not agree about a primary of every slot"
+        told = {one.port for one in self.terminators.values()}
+        if told and any(not _ports_told(node) <= told for node in self.nodes):
+            return "not every node knows the ports for clients"
         failed = [node.port for node in self.nodes if _state(node) != "ok"]
         behind = [n.port for n in self.nodes if n.role != "master" and _link(n) != "up"]
         return f"failed {failed}, not connected {behind}" if failed or behind else ""
@@ -375,6 +388,10 @@ class Cluster:
                 "cluster-announce-port": str(node.announced_port),
                 "cluster-announce-bus-port": str(node.announced_bus_port),
             }
+        if self._authority is not None:
+            decrypting = terminating(node.port, self._authority.server(HOST))
+            found = self.terminators[node] = self._stack.enter_context(decrypting)
+            node.settings["cluster-announce-client-port"] = str(found.port)
         return node
 
     def _form(self) -> None:
@@ -470,6 +487,11 @@ def _spans(slots: Iterable[int]) -> list[tuple[int, int]]:
         else:
             spans.append((slot, slot))
     return spans
+
+
+def _ports_told(node: Node) -> set[int]:
+    """Return the ports of primaries and replicas that a node tells its clients."""
+    return {int(one[1]) for span in node.call("CLUSTER", "SLOTS") for one in span[2:]}
 
 
 def _state(node: Node) -> str:

@@ -45,12 +45,27 @@ class EmbeddedSentinel(EmbeddedValkey):
         )
 
 
+class Node(EmbeddedValkey):
+    """A server that keeps what the sentinels write to its file: its role, when it starts again."""
+
+    def _config(self) -> str:
+        config = self.folder.path / "valkey.conf"
+        return config.read_text() if config.exists() else super()._config()
+
+
 class Sentinels:
     """Three servers and three sentinels; the first server begins as the primary."""
 
-    def __init__(self, folder: Path, primary: EmbeddedValkey | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        primary: EmbeddedValkey | None = None,
+        *,
+        min_replicas_to_write: int = 1,
+    ) -> None:
         """``primary`` is a server that runs; without one, a server is started."""
         self._folder = folder
+        self._min_replicas_to_write = min_replicas_to_write
         self._given = primary
         self._stack = ExitStack()
         self.nodes: list[EmbeddedValkey] = []
@@ -58,12 +73,13 @@ class Sentinels:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            first = self._given or stack.enter_context(EmbeddedValkey(self._folder / "node-0"))
+            first = self._given or stack.enter_context(Node(self._folder / "node-0"))
             self.nodes = [first]
             first.settings |= self._settings  # after a failover it starts again as a replica
             with redis.Redis.from_url(first.url) as client:
                 for name, value in self._settings.items():
                     client.config_set(name, value)
+                client.config_rewrite()
             for number in range(1, NODES):
                 self.nodes.append(stack.enter_context(self._replica(number)))
             for number in range(NODES):
@@ -92,6 +108,10 @@ class Sentinels:
         """Kill the primary and wait until the sentinels name another one."""
         before = self.primary()
         before.kill()
+        self.wait_until_replaced(before)
+
+    def wait_until_replaced(self, before: EmbeddedValkey) -> None:
+        """Wait until the sentinels name another primary than the one of before."""
         eventually(lambda: self.primary() is not before)
 
     def switch(self) -> None:
@@ -110,9 +130,9 @@ class Sentinels:
         eventually(is_promoted, every_s=2.0)
 
     def repaired(self) -> None:
-        """Start every server again and wait until the primary has all replicas."""
-        for node in self.nodes:
-            node.start()
+        """Start every server and sentinel again; wait until the primary has all replicas."""
+        for server in (*self.nodes, *self.sentinels):
+            server.start()
         eventually(self._is_complete)
 
     @property
@@ -121,7 +141,7 @@ class Sentinels:
             "masterauth": self.nodes[0].password,
             "repl-diskless-sync-delay": "0",
             # An isolated primary accepts nothing that would be lost.
-            "min-replicas-to-write": "1",
+            "min-replicas-to-write": str(self._min_replicas_to_write),
             "min-replicas-max-lag": "2",
         }
 
@@ -129,7 +149,7 @@ class Sentinels:
         first = self.nodes[0]
         settings = {"replicaof": f"{HOST} {first.port}", **self._settings}
         folder = self._folder / f"node-{number}"
-        return EmbeddedValkey(folder, password=first.password, settings=settings)
+        return Node(folder, password=first.password, settings=settings)
 
     def _sentinel(self, number: int) -> EmbeddedSentinel:
         first = self.nodes[0]

@@ -50,7 +50,10 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedd
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--on-cluster", action="store_true", help="run the tests of redis_url on a cluster"
+        "--on-cluster", action="store_true", help="run tests of redis_url or system on a cluster"
+    )
+    parser.addoption(
+        "--on-sentinel", action="store_true", help="run tests of system on servers with sentinels"
     )
 
 

@@ -6,11 +6,13 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
+import redis
+from redis.cluster import RedisCluster
 
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedPostgres, EmbeddedValkey
@@ -19,10 +21,15 @@ from cli.target import RunningSystem, write_state_file
 from scoreboard.ledger import migrations
 from scoreboard.security.tokens import LOCAL_ISSUER, READ, UPDATE, UPDATE_ANY, LocalIssuer
 from tests.support.clients.forked import run_forked
+from tests.support.eventually import eventually
+from tests.support.servers.clusters import Cluster
 from tests.support.servers.forked_service import ForkedService
 from tests.support.servers.postgres_template import copy_postgres
+from tests.support.servers.sentinels import Sentinels
 
 NAMES = ("flusher", "streamer", "api")
+CLUSTER_PARTITIONS = 6
+"""Partitions of the board on a cluster: each of three primaries has some."""
 
 
 class System:
@@ -46,6 +53,10 @@ class System:
         self.folder = folder
         make_valkey = make_valkey_with_acl_file if has_acl_file else make_plain_valkey
         self.valkey = make_valkey(folder, valkey_settings or {})
+        self.partitions = 1
+        """How many the board has."""
+        self.replicated: Cluster | Sentinels | None = None
+        """Servers that take the place of the only Valkey; the caller starts and stops them."""
         self.postgres = EmbeddedPostgres(copy_postgres(folder / "postgres"), fsync=fsync)
         self.issuer = LocalIssuer.create(folder / "issuer")
         self.services: dict[str, Service] = {}
@@ -70,16 +81,18 @@ class System:
 
     def start(self) -> None:
         """Start everything with an open board, and wait until it is ready."""
-        for server in (self.valkey, self.postgres):
-            self._stack.callback(server.stop)
-            server.start()
+        if self.replicated is None:
+            self._stack.callback(self.valkey.stop)
+            self.valkey.start()
+        self._stack.callback(self.postgres.stop)
+        self.postgres.start()
         migrations.migrate(self.postgres.url)
         ports = {name: find_free_port() for name in ("api", "ws", "ws_health", "flusher_health")}
         self.api = f"http://127.0.0.1:{ports['api']}"
         self.ws = f"ws://127.0.0.1:{ports['ws']}/ws/scoreboard"
         environment = {
             **{name: text for name, text in os.environ.items() if "SCOREBOARD" not in name},
-            "REDIS_URL": self.valkey.url,
+            "REDIS_URL": self.redis_url,
             "DATABASE_URL": self.postgres.url,
             "SCOREBOARD_API_PORT": str(ports["api"]),
             "SCOREBOARD_WS_PORT": str(ports["ws"]),
@@ -100,10 +113,17 @@ class System:
             if name.startswith("SCOREBOARD_") and "SECRET" not in name
         }
         running = RunningSystem(
-            self.api, self.ws, self.valkey.url, self.postgres.url, {}, settings=public
+            self.api, self.ws, self.redis_url, self.postgres.url, {}, settings=public
         )
         write_state_file(self.folder, running)
-        assert self.run("board", "create", "main", "--if-missing").returncode == 0
+        create = ("board", "create", "main", "--if-missing", "--partitions", str(self.partitions))
+
+        def is_created() -> bool:  # on a busy machine, servers may not answer in time at first
+            created = self.run(*create)
+            assert created.returncode == 0, created.stderr
+            return True
+
+        eventually(is_created)
         assert self.run("reseed", "--if-uninitialised").returncode == 0
         health = {
             "flusher": ports["flusher_health"],
@@ -123,6 +143,26 @@ class System:
             self._stack.callback(service.stop)
             service.start()
         self.wait_until_ready()
+
+    @property
+    def redis_url(self) -> str:
+        """Return the address of Redis."""
+        return (self.replicated or self.valkey).url
+
+    @contextmanager
+    def redis_client(self) -> Iterator[Any]:
+        """Open a plain client of all keys: of the server, the cluster or the present primary."""
+        found = self.replicated
+        if isinstance(found, Cluster):
+            url = f"redis:{found.url.removeprefix('redis+cluster:').split(',')[0]}"
+            client: Any = RedisCluster.from_url(url, decode_responses=True)
+        else:
+            server = self.valkey if found is None else found.primary()
+            client = redis.Redis.from_url(server.url, decode_responses=True)
+        try:
+            yield client
+        finally:
+            client.close()
 
     def wait_until_ready(self, *names: str) -> None:
         """Wait until the named services, or all, are ready."""
@@ -194,7 +234,13 @@ def make_valkey_with_acl_file(
 
 
 @pytest.fixture
-def system(tmp_path: Path) -> Iterator[System]:
-    """Return a running system."""
-    with System(tmp_path / "system") as made:
-        yield made
+def system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[System]:
+    """Return a running system; with --on-cluster or --on-sentinel, on such servers."""
+    made = System(tmp_path / "system")
+    with ExitStack() as stack:
+        if request.config.getoption("--on-cluster"):
+            made.replicated = stack.enter_context(Cluster(tmp_path / "cluster"))
+            made.partitions = CLUSTER_PARTITIONS
+        elif request.config.getoption("--on-sentinel"):
+            made.replicated = stack.enter_context(Sentinels(tmp_path / "sentinel"))
+        yield stack.enter_context(made)
