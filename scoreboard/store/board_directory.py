@@ -60,6 +60,7 @@ class BoardDirectory:
         self._asked: dict[str, asyncio.Future[Board]] = {}
         """Boards that the next reading reads, and what it will return."""
         self._reading: asyncio.Task[None] | None = None
+        """Ends with what is asked for; each result, and each error, is that of a future."""
 
     def known(self, name: str | None) -> Board | None:
         """Return a board if it was read lately; None is the name of the default board."""
@@ -103,6 +104,11 @@ class BoardDirectory:
                 asked, self._asked = self._asked, {}
                 try:
                     await self._read(asked)
+                except Exception as error:  # noqa: BLE001 (who asked gets it)
+                    for future in asked.values():
+                        if not future.done():
+                            future.set_exception(error)
+                            future.exception()  # as below
                 finally:
                     for future in asked.values():
                         future.cancel()  # only if the process ends: all others have a result
@@ -134,7 +140,7 @@ class BoardDirectory:
                 future.set_result(board)
             else:
                 future.set_exception(self._unknown() if name in found else failure)
-                future.exception()  # mark it as retrieved: possibly its callers are gone
+                future.exception()  # mark it as retrieved: its callers may be gone
 
     def _keep(self, name: str, found: Mapping[str, Board | None]) -> Board | None:
         """Keep what was found of a board, and return it; or that there is no such board."""

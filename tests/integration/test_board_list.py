@@ -275,3 +275,20 @@ async def test_memory_is_bounded(
     assert len(directory._kept) == len(directory._unknown_until_s) == 3
     assert directory.known("board-5") is not None
     assert directory.known("board-0") is None
+
+
+async def test_who_asks_gets_an_unexpected_error_and_later_calls_work(
+    directory: BoardDirectory, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Sequence[str]) -> dict[str, Board | None]:
+        raise TypeError("unexpected")
+
+    await store.write_boards([Board(), GOLF])
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "listed", fail)
+        found = await asyncio.gather(
+            directory.find("golf"), directory.find("chess"), return_exceptions=True
+        )
+    assert [type(error) for error in found] == [TypeError, TypeError]
+
+    assert await directory.find("golf") == GOLF
