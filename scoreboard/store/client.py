@@ -40,6 +40,7 @@ from scoreboard.security.credentials import SecretStore, forget_frames, secret_s
 from scoreboard.security.secret_backends import Credentials
 from scoreboard.store.cluster import Address, ClusterClient, ClusterConnection, SlotMap
 from scoreboard.store.replies import is_not_primary
+from scoreboard.store.tls import with_shared_context
 
 REDIS_UP: Final = state_gauge(
     "redis_up", "1 if Redis answered the last request that this process made to measure it"
@@ -232,6 +233,9 @@ class _Sentinels:
         Raises RedisConnectionError if no sentinel knows one, RedisTimeoutError.
         """
         manager = Sentinel(self._hosts, sentinel_kwargs=self._options)
+        for sentinel in manager.sentinels:
+            pool: Any = sentinel.connection_pool
+            pool.connection_class = with_shared_context(pool.connection_class)
         try:
             async with asyncio.timeout(self._limit_s):
                 host, port = await manager.discover_master(self._service)
@@ -315,6 +319,7 @@ def make_pool(
         kind = _follow(pool, sentinels, settings)
     # In a cluster a server that is not the primary answers which one is, and keeps its connections.
     reads = _LeavesReplicas if cluster is None else _OfCluster
+    kind = with_shared_context(kind)
     pool.connection_class = type(kind.__name__, (reads, _HiredisPacking, _DirectSend, kind), {})
     return pool
 

@@ -134,6 +134,10 @@ class Operator:
             for one in await self._pending(board):
                 with suppress(ClientError):
                     _require_commit(await moderator.resume(one))
+            # One that was refused is no longer pending. A reseed may hold the operators' lock for
+            # longer than an act waits for it.
+            if await self._pending(board):
+                raise TimeoutError
             await moderator.mirror_ban(user)
             last = await self._column(
                 "SELECT u.external_id FROM users u JOIN acts a ON a.user_id = u.id"
