@@ -158,7 +158,7 @@ def owner_password(root: Path) -> str:
 
 
 def write_exporter_files(folder: Path) -> list[str]:
-    """Write the passwords of the exporters in their formats; return what was written."""
+    """Write the passwords of the exporters in their formats; return the names of new files."""
     password = json.loads((folder / "redis").read_text())["password"]
     addresses = json.dumps(dict.fromkeys(REDIS_ADDRESSES, password))
     made = []
@@ -174,7 +174,7 @@ def write_exporter_files(folder: Path) -> list[str]:
 
 
 def write_replication(root: Path, group: int) -> list[str]:
-    """Write the login of replicas for every node; return what was written."""
+    """Write the login of replicas for every node; return the name of the file if it is new."""
     path = root / "valkey" / "replication.conf"
     login = json.loads((root / "replica" / "redis").read_text())
     text = f"masteruser {login['username']}\nmasterauth {login['password']}\n"

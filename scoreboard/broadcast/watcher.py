@@ -750,7 +750,7 @@ class BoardWatcher:
             self._listener.status_changed(watched.state)
 
     def _note_away(self, watched: WatchedBoard) -> None:
-        """Tell viewers of a stale board which partitions cannot be reached, if that changes."""
+        """Send viewers of a stale board which partitions cannot be reached, when these change."""
         state = watched.state
         away = self._away(watched)
         if away and away != state.away and state.stale_reason == "unreachable":

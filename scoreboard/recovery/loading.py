@@ -380,7 +380,7 @@ class Loader:
     # Points gained in the current window
 
     async def move_gains(self, gains: Sequence[Gains]) -> None:
-        """Give each partition the points that its users have gained in the current window."""
+        """Write the points that users gained in the current window to their new partitions."""
         ends_s = max((one.ends_s for one in gains), default=0)
         points: dict[int, list[tuple[str, int]]] = {number: [] for number in self._numbers}
         for one in gains:

@@ -320,18 +320,9 @@ class Batcher(ABC, Generic[EntryT, CallT]):
 
     async def _follow_slots(self, slot_map: SlotMap) -> None:
         """Keep the owners of the slots up to date, until cancelled."""
-        was_reported = False
         while True:
             self._slots_wanted.clear()
-            try:
-                async with asyncio.timeout(self._settings.redis_timeout_s):
-                    await slot_map.refresh()
-                was_reported = False
-            except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
-                if not was_reported:
-                    _log.warning("cluster_unreachable", error=type(error).__name__)
-                was_reported = True
-            else:
+            if await slot_map.refresh(self._settings.redis_timeout_s):
                 self._leave_lanes(slot_map.primaries)
             waiting = list(self._unplaced.queue)
             self._unplaced.queue.clear()

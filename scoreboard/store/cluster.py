@@ -36,8 +36,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from scoreboard.model import BOARDS_KEPT_MAX, Partition
+from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.keys import PartitionKeys
-from scoreboard.store.replies import NO_CLUSTER
+from scoreboard.store.replies import CONNECTION_ERRORS, NO_CLUSTER, PARSE_ERRORS
 
 Address = tuple[str, int]
 """Host and port of a server of a cluster."""
@@ -55,6 +56,7 @@ _SPARE_CONNECTIONS: Final = 2
 
 _SCRIPTS: Final = frozenset({"EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO"})
 _MANY_KEYS: Final = frozenset({"UNLINK", "DEL", "EXISTS"})
+_log = get_logger(__name__)
 
 
 @lru_cache(maxsize=8 * BOARDS_KEPT_MAX)
@@ -474,12 +476,22 @@ class SlotMap:
         self._owners: list[Address | None] = [None] * SLOTS
         self.primaries: frozenset[Address] = frozenset()
         """Servers that own slots; empty until ``refresh`` has succeeded."""
+        self._is_failing = False
 
-    async def refresh(self) -> None:
-        """Ask a server.
+    async def refresh(self, limit_s: float) -> bool:
+        """Ask a server; return whether one answered in time. Log the first failure of several."""
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._read()
+        except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
+            if not self._is_failing:
+                _log.warning("cluster_unreachable", error=type(error).__name__)
+            self._is_failing = True
+            return False
+        self._is_failing = False
+        return True
 
-        Raises RedisConnectionError if none answers.
-        """
+    async def _read(self) -> None:
         await self._client.primaries()
         owners: list[Address | None] = [None] * SLOTS
         for slot, nodes in self._client.nodes_manager.slots_cache.items():

@@ -14,13 +14,10 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from scoreboard.runtime.settings import Settings
 from scoreboard.runtime.telemetry import get_logger
 from scoreboard.store.client import make_slot_map
-from scoreboard.store.cluster import Address, SlotMap
-from scoreboard.store.replies import CONNECTION_ERRORS, PARSE_ERRORS
+from scoreboard.store.cluster import SLOTS_READS, Address, SlotMap
 from scoreboard.store.subscription import Subscription
 from scoreboard.trace_context import TraceContext
 
@@ -156,18 +153,9 @@ class PartitionSubscription:
 
     async def _follow_slots(self, slot_map: SlotMap) -> None:
         """Keep every channel at the owner of its slot, until cancelled."""
-        was_reported = False
         while True:
             self._slots_wanted.clear()
-            try:
-                async with asyncio.timeout(2 * self._settings.redis_timeout_s):
-                    await slot_map.refresh()
-                was_reported = False
-            except (*CONNECTION_ERRORS, RedisError, *PARSE_ERRORS) as error:
-                if not was_reported:
-                    _log.warning("cluster_unreachable", error=type(error).__name__)
-                was_reported = True
-            else:
+            if await slot_map.refresh(SLOTS_READS * self._settings.redis_timeout_s):
                 self._place(self._confirmed_moves(slot_map))
             homeless = self._channels - self._places.keys()
             if homeless:

@@ -1,6 +1,7 @@
 """Notifications of partitions on a cluster, while slots and primaries move."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -337,12 +338,14 @@ async def test_a_lost_primary_makes_only_its_own_boards_stale(
         for replica in cluster.replicas_of(lost):
             replica.pause()
         lost.kill()
-        for points in range(1, 12):
-            for board in others:
-                await store.submit(board, Action("alice", f"win:{points}", 1))
-            seen = [partial(viewers.score, board) for board in others]
-            await eventually_async(lambda p=points, s=seen: [f() for f in s] == [p, p], within_s=1)
-            await asyncio.sleep(0.3)  # pace: of the changes, over the time in which boards go stale
+        seen = [partial(viewers.score, board) for board in others]
+        async with asyncio.timeout(30):
+            for points in itertools.count(1):  # until both boards are known to be away
+                for board in others:
+                    await store.submit(board, Action("alice", f"win:{points}", 1))
+                await eventually_async(lambda p=points: [f() for f in seen] == [p, p], within_s=1)
+                if all(viewers.statuses_of(name) for name in (boards[lost], "spread")):
+                    break
         assert not watcher.hears(boards[lost], 1)
         assert watcher.hears(others[0], 1)
         assert watcher.is_ready, "it serves the other boards"
@@ -375,10 +378,12 @@ async def test_a_primary_that_hangs_delays_no_other_boards(
     async with watching(cluster, jwks_file, Board(served), *map(Board, names)) as running:
         watcher, viewers, store = running
         hangs.pause()
-        for points in range(1, 16):
-            await store.submit(served, Action("alice", f"win:{points}", 1))
-            await eventually_async(lambda p=points: viewers.score(served) == p, within_s=1)
-            await asyncio.sleep(0.4)  # pace: of the changes, over the time of some reads
+        async with asyncio.timeout(60):
+            for points in itertools.count(1):  # until each of the others was read in vain, twice
+                await store.submit(served, Action("alice", f"win:{points}", 1))
+                await eventually_async(lambda p=points: viewers.score(served) == p, within_s=1)
+                if all(watcher._watched[name].failures > 1 for name in names):
+                    break
         await eventually_async(lambda: all(viewers.statuses_of(name) for name in names))
         assert watcher.is_ready
         assert viewers.statuses_of(served) == []

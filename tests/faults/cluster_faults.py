@@ -12,25 +12,10 @@ from typing import cast
 
 from scoreboard.model import Partition
 from tests.faults.cluster_stack import ClusterStack
-from tests.faults.faults import FAULTS, Fault, Inflict
+from tests.faults.faults import FAULTS, SHARED, Fault, Inflict
 from tests.support.servers.clusters import NODE_TIMEOUT_MS, Node
 
 InflictOnCluster = Callable[[ClusterStack, random.Random], Awaitable[None]]
-
-SHARED = (
-    "api_killed",
-    "flusher_killed",
-    "streamer_killed",
-    "flusher_paused",
-    "scripts_flushed",
-    "database_stopped_immediately",
-    "commit_answers_lost",
-    "commits_lost",
-    "backends_terminated",
-    "reseeded_under_load",
-    "resharded_under_load",
-)
-"""Faults of a single server that break nothing in which a cluster differs."""
 
 CLUSTER_FAULTS: dict[str, Fault] = {name: FAULTS[name] for name in SHARED}
 

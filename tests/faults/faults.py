@@ -46,6 +46,22 @@ def fault(*, needs_rest: bool = False) -> Callable[[Inflict], Inflict]:
     return register
 
 
+SHARED = (
+    "api_killed",
+    "flusher_killed",
+    "streamer_killed",
+    "flusher_paused",
+    "scripts_flushed",
+    "database_stopped_immediately",
+    "commit_answers_lost",
+    "commits_lost",
+    "backends_terminated",
+    "reseeded_under_load",
+    "resharded_under_load",
+)
+"""Faults that need no single server: they also apply to a cluster and to replicas."""
+
+
 async def _kill_and_start(stack: Stack, name: str) -> None:
     await asyncio.to_thread(stack.services[name].kill)
     await stack.start(name)

@@ -12,31 +12,16 @@ from contextlib import contextmanager
 from typing import cast
 
 from cli.embedded.servers import EmbeddedValkey
-from tests.faults.faults import FAULTS, Fault, Inflict
+from tests.faults.faults import FAULTS, SHARED, Fault, Inflict
 from tests.faults.sentinel_stack import SentinelStack
 from tests.support.servers.sentinels import DOWN_AFTER_MS
 
 InflictOnSentinels = Callable[[SentinelStack, random.Random], Awaitable[None]]
 
-SHARED = (
-    "api_killed",
-    "flusher_killed",
-    "streamer_killed",
-    "flusher_paused",
-    "scripts_flushed",
-    "group_destroyed",
-    "consumers_deleted",
-    "clients_killed",
-    "database_stopped_immediately",
-    "commit_answers_lost",
-    "commits_lost",
-    "backends_terminated",
-    "reseeded_under_load",
-    "resharded_under_load",
-)
+OF_A_SERVER = ("group_destroyed", "consumers_deleted", "clients_killed")
 """Faults of a single server that break neither its replicas nor its connection."""
 
-SENTINEL_FAULTS: dict[str, Fault] = {name: FAULTS[name] for name in SHARED}
+SENTINEL_FAULTS: dict[str, Fault] = {name: FAULTS[name] for name in (*SHARED, *OF_A_SERVER)}
 
 
 def fault(inflict: InflictOnSentinels) -> InflictOnSentinels:

@@ -159,7 +159,7 @@ class Cluster:
         return ""
 
     def _share_slots(self) -> None:
-        """Give the slots of a new cluster to its primaries, also of one that was begun."""
+        """Assign the slots to the primaries, unless they have them; also after an interruption."""
         primaries = len(self.nodes) // (self.replicas + 1)
         planned = {
             node.id: set(share(number, primaries))

@@ -130,7 +130,7 @@ def _show(url: str, folder: str, count: int, viewers: int, seconds: float) -> di
             holder.begin()
         before_s, began_s = sum(cpu_s(pid) for _, pid in running), time.monotonic()
         asyncio.run(publish(url, seconds))
-        time.sleep(0.3)
+        time.sleep(0.3)  # pace: the last frames arrive
         used_s = sum(cpu_s(pid) for _, pid in running) - before_s
         took_s = time.monotonic() - began_s
         seen = [one for holder in holders for one in holder.end()]
@@ -192,7 +192,7 @@ async def feeding(
                     pending.add(task)
                     task.add_done_callback(pending.discard)
                     number += 1
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # pace: of the rate
 
         pacing = group.create_task(pace())
         try:
@@ -282,7 +282,7 @@ async def _flush_for(
             await asyncio.to_thread(eventually, is_shared, within_s=SHARE_S)
             shared_s = time.monotonic() - began_s
             before = _spent(stage, flushers, answered)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)  # pace: the time that is measured
             after = _spent(stage, flushers, answered)
             held = [len(leading(one, board.name)) for one in flushers]
             moved_s = 0.0
