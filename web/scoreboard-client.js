@@ -16,6 +16,7 @@
  * `checking` until the server has answered.
  *
  * @typedef {import("./scoreboard-protocol.js").Board} Board
+ * @typedef {import("./scoreboard-protocol.js").Delta} Delta
  * @typedef {import("./scoreboard-protocol.js").Message} Message
  * @typedef {import("./scoreboard-protocol.js").Place} Place
  * @typedef {"connecting" | "live" | "stale" | "checking" | "reconnecting" | "stopped"} State
@@ -49,6 +50,7 @@
  */
 
 import {
+  applyDelta,
   backoffMs,
   closeAction,
   isAhead,
@@ -103,6 +105,8 @@ class Connection {
 
   /** @type {Readonly<Status>} */ #status = Object.freeze({ state: "connecting", ...NO_FAILURE });
   /** @type {Board | null} */ #board = null;
+  /** @type {Board | null} */
+  #base = null; // the board, if this connection sent it: what a delta is applied to
   /** @type {string | null} */ #token = null;
 
   /** @type {WebSocket | null} */ #socket = null;
@@ -225,7 +229,7 @@ class Connection {
     this.#hasTried = true;
     this.#hasMessage = this.#isStale = false;
     this.#renewal = 0;
-    this.#bye = null;
+    this.#bye = this.#base = null;
     this.#openedAtMs = performance.now();
     try {
       const WebSocketClass = this.#options.WebSocket ?? globalThis.WebSocket;
@@ -297,10 +301,14 @@ class Connection {
       case "leaderboard":
         this.#onLeaderboard(/** @type {Board & Message} */ (message));
         break;
+      case "delta":
+        this.#onDelta(/** @type {Delta & Message} */ (message));
+        break;
       case "heartbeat":
-        if (message.exp) this.#renewal = 0;
         this.#setLive();
-        this.#count(message.viewers);
+        // The answer to a token says nothing of viewers.
+        if (message.exp) this.#renewal = 0;
+        else this.#count(message.viewers);
         if (isAhead(this.#board, /** @type {Board & Message} */ (message))) this.sync();
         break;
       case "place":
@@ -335,9 +343,25 @@ class Connection {
     this.#setLive();
     this.#count(received.viewers);
     // Positions of different boards do not compare; the server's default board can change.
-    if (this.#board?.board === received.board && !isNewer(this.#board, received)) return;
+    const isOld = this.#board?.board === received.board && !isNewer(this.#board, received);
+    this.#base = isOld ? null : received;
+    if (this.#base === null) return;
     this.#board = received;
     this.#call("onBoard", received, { isSnapshot });
+  }
+
+  /** @param {Delta} delta */
+  #onDelta(delta) {
+    this.#setLive();
+    // Boards of several partitions can differ between servers at the same position.
+    const board = applyDelta(this.#base, delta);
+    if (board !== null) {
+      if (this.#viewers !== null) board.viewers = this.#viewers;
+      this.#board = this.#base = board;
+      this.#call("onBoard", board, { isSnapshot: false });
+    } else if (isAhead(this.#board, delta)) {
+      this.sync();
+    }
   }
 
   /** @param {Place} place */

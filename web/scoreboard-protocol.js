@@ -1,10 +1,13 @@
 /**
- * The rules of the subprotocol `scoreboard.v1` for a viewer: pure functions without sockets, clocks
- * or state. scoreboard-client.js applies them.
+ * The rules of the subprotocols `scoreboard.v1` and `scoreboard.v1.delta` for a viewer: pure
+ * functions without sockets, clocks or state. scoreboard-client.js applies them.
  *
  * @typedef {{rank: number, userId: string, score: number, name?: string}} Row
  * @typedef {{epoch: number, seq: number}} Position
- * @typedef {Position & {board: string, at?: number, viewers?: number, leaderboard: Row[]}} Board
+ * @typedef {Position & {board: string, at?: number, offset?: number, viewers?: number,
+ *   leaderboard: Row[]}} Board
+ * @typedef {Position & {board: string, base: number, at?: number, count: number, changes: Row[]}
+ *   } Delta
  * @typedef {Position & {board: string, userId: string, name?: string, rank: number | null,
  *   score: number | null, total?: number, toNext?: number, toTop?: number, above?: Row[],
  *   below?: Row[]}} Place
@@ -12,7 +15,8 @@
  * @typedef {{[name: string]: any, type: string}} Message
  */
 
-export const SUBPROTOCOL = "scoreboard.v1";
+/** The subprotocols of boards: the compact form is preferred, earlier servers have only the other. */
+export const SUBPROTOCOLS = ["scoreboard.v1.delta", "scoreboard.v1"];
 const BEARER = "bearer.";
 const BACKOFF_FLOOR_MS = 500;
 const BACKOFF_CEILING_MS = 30_000;
@@ -36,6 +40,26 @@ export function isNewer(current, position) {
  */
 export function isAhead(current, position) {
   return current === null || position.epoch !== current.epoch || position.seq > current.seq;
+}
+
+/**
+ * Return the board that a delta makes of the one it is based on; null if it does not fit to it.
+ *
+ * @param {Board | null} base
+ * @param {Delta} delta
+ * @returns {Board | null}
+ */
+export function applyDelta(base, delta) {
+  if (base === null || base.board !== delta.board) return null;
+  if (base.epoch !== delta.epoch || base.seq !== delta.base) return null;
+  const first = (base.offset ?? 0) + 1;
+  const rows = base.leaderboard.slice(0, delta.count);
+  for (const row of delta.changes) {
+    if (row.rank < first || row.rank >= first + delta.count) return null;
+    rows[row.rank - first] = row;
+  }
+  if (rows.length !== delta.count || rows.includes(/** @type {any} */ (undefined))) return null;
+  return { ...base, seq: delta.seq, at: delta.at, leaderboard: rows };
 }
 
 /**
@@ -129,6 +153,7 @@ export function parseMessage(text) {
   }
   if (message === null || typeof message !== "object") return null;
   if (message.type === "leaderboard") return isBoard(message) ? message : null;
+  if (message.type === "delta") return isDelta(message) ? message : null;
   if (message.type === "heartbeat") return isPosition(message) ? message : null;
   if (message.type === "place") return isPlace(message) ? message : null;
   return typeof message.type === "string" ? message : null;
@@ -146,6 +171,18 @@ function isBoard(message) {
     typeof message.board === "string" &&
     Array.isArray(message.leaderboard) &&
     message.leaderboard.every(isRow)
+  );
+}
+
+/** @param {{[name: string]: any}} message */
+function isDelta(message) {
+  return (
+    isPosition(message) &&
+    typeof message.board === "string" &&
+    Number.isSafeInteger(message.base) &&
+    Number.isSafeInteger(message.count) &&
+    Array.isArray(message.changes) &&
+    message.changes.every(isRow)
   );
 }
 
@@ -193,5 +230,5 @@ export function webSocketUrl(url, board, base = globalThis.location?.href) {
  * @param {string | null} token
  */
 export function subprotocols(token) {
-  return token ? [SUBPROTOCOL, BEARER + token] : [SUBPROTOCOL];
+  return token ? [...SUBPROTOCOLS, BEARER + token] : [...SUBPROTOCOLS];
 }

@@ -3,6 +3,7 @@ package scoreboard
 import (
 	"encoding/json"
 	"errors"
+	"slices"
 )
 
 // Row is a row of a live board. Names and ids are untrusted text.
@@ -28,6 +29,40 @@ type Board struct {
 	Viewers     *int64 `json:"viewers"`
 	Season      string `json:"season"`
 	EndsAt      int64  `json:"endsAt"`
+}
+
+// delta is the rows in which a board differs from the one at Base; Count is how many rows it has.
+type delta struct {
+	Board   string `json:"board"`
+	Epoch   int64  `json:"epoch"`
+	Base    int64  `json:"base"`
+	Seq     int64  `json:"seq"`
+	At      int64  `json:"at"`
+	Count   int    `json:"count"`
+	Changes []Row  `json:"changes"`
+	Offset  int    `json:"offset"`
+	Rows    int    `json:"rows"`
+}
+
+// appliedTo returns the board that a delta makes of the one it is based on, or false if it does
+// not fit to it.
+func (d delta) appliedTo(board Board) (Board, bool) {
+	if board.Epoch != d.Epoch || board.Seq != d.Base || board.Offset != d.Offset || board.Rows != d.Rows {
+		return Board{}, false
+	}
+	rows := slices.Clone(board.Leaderboard[:min(len(board.Leaderboard), d.Count)])
+	for _, row := range d.Changes {
+		switch at := int(row.Rank) - 1 - d.Offset; {
+		case 0 <= at && at < len(rows):
+			rows[at] = row
+		case at == len(rows):
+			rows = append(rows, row)
+		default:
+			return Board{}, false
+		}
+	}
+	board.Seq, board.At, board.Leaderboard = d.Seq, d.At, rows
+	return board, len(rows) == d.Count
 }
 
 // Place is where a watched user stands. Rank and Score are nil if it has no score.
@@ -105,6 +140,8 @@ func parse(text []byte) (any, error) {
 			err = errors.New("a leaderboard without board or rows")
 		}
 		return board, err
+	case "delta":
+		return as[delta](text)
 	case "place":
 		return as[Place](text)
 	case "heartbeat":

@@ -16,8 +16,10 @@ import (
 	"github.com/coder/websocket"
 )
 
+// subprotocols prefers the compact form; earlier servers have only the other.
+var subprotocols = []string{"scoreboard.v1.delta", "scoreboard.v1"}
+
 const (
-	subprotocol = "scoreboard.v1"
 	// frameBytes limits a message: 100 rows with the longest ids and names fit.
 	frameBytes = 1 << 20
 	// longestWait is the longest wait that a server can ask for.
@@ -81,7 +83,7 @@ type LiveOptions struct {
 	OnBoard   func(Board)
 	OnPlace   func(Place)
 	OnStatus  func(Status)
-	OnViewers func(board string, viewers int64)
+	OnViewers func(board string, viewers *int64) // nil: it is not known
 	OnRefused func(Refused)
 
 	Patience Patience
@@ -107,7 +109,7 @@ type LiveBoard struct {
 	// Only Run and what it calls use these.
 	token      string
 	positions  map[string]position
-	viewers    map[string]int64
+	viewers    map[string]*int64
 	failures   int
 	rejections int
 	syncedAt   time.Time
@@ -132,6 +134,7 @@ type connected struct {
 	answers    chan bool // whether the server has accepted a new token
 	renewal    sync.WaitGroup
 	isRenewing bool
+	boards     map[string]Board // the last of each, if it was delivered: what deltas are applied to
 }
 
 type action int
@@ -179,7 +182,7 @@ func (c *Client) Live(options LiveOptions) *LiveBoard {
 		subscribed: map[string]Window{},
 		main:       options.Board,
 		positions:  map[string]position{},
-		viewers:    map[string]int64{},
+		viewers:    map[string]*int64{},
 	}
 }
 
@@ -219,7 +222,7 @@ func (l *LiveBoard) Unsubscribe(board string) {
 func (l *LiveBoard) Run(ctx context.Context) error {
 	l.show(Status{State: Connecting})
 	for why := TokenReason(""); ; {
-		now := &connected{answers: make(chan bool, 1)}
+		now := &connected{answers: make(chan bool, 1), boards: map[string]Board{}}
 		started := time.Now()
 		end := l.connect(ctx, now, why)
 		why = ""
@@ -316,7 +319,7 @@ func (l *LiveBoard) dial(ctx context.Context) (*websocket.Conn, *ending) {
 	conn, response, err := websocket.Dial(ctx, address, &websocket.DialOptions{
 		HTTPClient:   l.client.http,
 		HTTPHeader:   header,
-		Subprotocols: []string{subprotocol},
+		Subprotocols: subprotocols,
 	})
 	if err == nil {
 		conn.SetReadLimit(frameBytes)
@@ -397,6 +400,8 @@ func (l *LiveBoard) onText(ctx context.Context, now *connected, text []byte) {
 	switch message := message.(type) {
 	case Board:
 		l.onBoard(now, message)
+	case delta:
+		l.onDelta(now, message)
 	case Place:
 		l.call(func() { l.options.OnPlace(message) }, l.options.OnPlace != nil)
 	case heartbeat:
@@ -423,6 +428,7 @@ func (l *LiveBoard) onText(ctx context.Context, now *connected, text []byte) {
 			l.setStale(message.Board, false)
 			l.mutex.Unlock()
 			delete(l.positions, message.Board)
+			delete(now.boards, message.Board)
 			l.showLive(now)
 		}
 		now.answer(false)
@@ -436,37 +442,76 @@ func (l *LiveBoard) onBoard(now *connected, board Board) {
 		return // it was on its way when the caller unsubscribed
 	}
 	l.showLive(now)
+	l.count(board.Board, board.Viewers)
+	l.take(now, board)
+}
+
+// onDelta does not apply a delta to a board of another connection: those of several partitions can
+// differ between servers at the same position.
+func (l *LiveBoard) onDelta(now *connected, change delta) {
+	if !l.isWanted(change.Board) {
+		return
+	}
+	l.showLive(now)
+	base, isHeld := now.boards[change.Board]
+	if board, isBase := change.appliedTo(base); isHeld && isBase {
+		board.Viewers = l.viewers[change.Board]
+		l.take(now, board)
+	} else {
+		l.syncBehind(change.Board, change.Epoch, change.Seq)
+	}
+}
+
+// take delivers a board, unless it is older than the one that was delivered.
+func (l *LiveBoard) take(now *connected, board Board) {
 	seen := position{board.Epoch, board.Seq, board.Offset, board.Rows}
 	held, isHeld := l.positions[board.Board]
 	// Another window can be an older board.
 	isSameWindow := held.offset == seen.offset && held.rows == seen.rows
 	if isHeld && isSameWindow && held.epoch == seen.epoch && seen.seq < held.seq {
+		delete(now.boards, board.Board)
 		return
 	}
 	l.positions[board.Board] = seen
+	now.boards[board.Board] = board
 	l.call(func() { l.options.OnBoard(board) }, l.options.OnBoard != nil)
 }
 
 func (l *LiveBoard) onHeartbeat(now *connected, beat heartbeat) {
-	if beat.Exp != nil {
-		now.answer(true)
-	}
 	l.showLive(now)
 	board := l.nameOf(beat.Board)
-	if viewers, isKnown := l.viewers[board]; beat.Viewers != nil && !(isKnown && viewers == *beat.Viewers) {
-		l.viewers[board] = *beat.Viewers
-		l.call(func() { l.options.OnViewers(board, *beat.Viewers) }, l.options.OnViewers != nil)
+	if beat.Exp != nil {
+		now.answer(true) // this one says nothing of viewers
+	} else {
+		l.count(board, beat.Viewers)
 	}
+	if beat.Epoch != nil {
+		l.syncBehind(board, *beat.Epoch, beat.Seq)
+	}
+}
+
+func (l *LiveBoard) count(board string, viewers *int64) {
+	known := l.viewers[board]
+	if known == viewers || (known != nil && viewers != nil && *known == *viewers) {
+		return
+	}
+	l.viewers[board] = viewers
+	l.call(func() { l.options.OnViewers(board, viewers) }, l.options.OnViewers != nil)
+}
+
+// syncBehind asks for a board if the server has a newer one, and was not asked just now.
+func (l *LiveBoard) syncBehind(board string, epoch, seq int64) {
 	held, isHeld := l.positions[board]
-	isNewer := beat.Epoch != nil && (!isHeld || held.epoch != *beat.Epoch || beat.Seq > held.seq)
-	if isNewer && l.isWanted(board) && time.Since(l.syncedAt) >= l.patience.Sync {
-		l.syncedAt = time.Now()
-		message := map[string]any{"type": "sync"}
-		if board != l.nameOf("") {
-			message["board"] = board
-		}
-		l.write(message)
+	isNewer := !isHeld || held.epoch != epoch || seq > held.seq
+	if !isNewer || !l.isWanted(board) || time.Since(l.syncedAt) < l.patience.Sync {
+		return
 	}
+	l.syncedAt = time.Now()
+	message := map[string]any{"type": "sync"}
+	if board != l.nameOf("") {
+		message["board"] = board
+	}
+	l.write(message)
 }
 
 // isWanted also learns the name of the default board.

@@ -146,17 +146,17 @@ async def wait_for_handshakes(site: FakeSite, count: int) -> None:
 # --- the handshake --------------------------------------------------------------------------------
 
 
-async def test_client_without_a_token_offers_the_plain_subprotocol(connect, site: FakeSite):
+async def test_client_without_a_token_offers_both_forms_of_the_subprotocol(connect, site: FakeSite):
     site.board = "weekly"
     client = await connect(board="weekly")
     await client.wait_for_status("live")
 
     (handshake,) = site.handshakes
-    assert handshake.subprotocols == ["scoreboard.v1"]
+    assert handshake.subprotocols == ["scoreboard.v1.delta", "scoreboard.v1"]
     assert handshake.board == "weekly"
 
 
-async def test_token_is_sent_as_a_second_subprotocol_and_not_in_the_url(
+async def test_token_is_sent_as_a_further_subprotocol_and_not_in_the_url(
     connect,
     site: FakeSite,
 ):
@@ -166,7 +166,8 @@ async def test_token_is_sent_as_a_second_subprotocol_and_not_in_the_url(
     await client.wait_for_status("live")
 
     (handshake,) = site.handshakes
-    assert handshake.subprotocols == ["scoreboard.v1", f"bearer.{token}"]
+    assert handshake.subprotocols[:2] == ["scoreboard.v1.delta", "scoreboard.v1"]
+    assert handshake.subprotocols[2:] == [f"bearer.{token}"]
     assert token not in handshake.path
 
 
@@ -218,6 +219,89 @@ async def test_the_same_board_with_names_is_delivered(connect, site: FakeSite):
     assert site.received == []  # no sync for the board that it has
 
 
+def delta(base: int, seq: int, count: int, *changes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    message = {"type": "delta", "board": "main", "epoch": 1, "base": base, "seq": seq, "at": 5}
+    return message | {"count": count, "changes": changes} | more
+
+
+async def test_deltas_are_applied_to_the_board_before(connect, site: FakeSite):
+    alice, bob, carol = (
+        {"rank": rank, "userId": user_id, "score": 10 - rank}
+        for rank, user_id in enumerate(("alice", "bob", "carol"), start=1)
+    )
+    site.rows = [alice, bob]
+    client = await connect()
+    await client.wait_for_board(1, 0)
+
+    await site.send(**delta(0, 3, 3, alice | {"score": 20}, carol))
+    await client.wait_for_board(1, 3)
+    board = await client.recorded("connection.board")
+    assert board["leaderboard"] == [alice | {"score": 20}, bob, carol]
+    assert board["at"] == 5
+
+    named = bob | {"name": "Bob"}
+    await site.send(type="heartbeat", board="main", epoch=1, seq=3, at=0, viewers=4)
+    await site.send(**delta(3, 3, 3, named))
+    await eventually_async(lambda: client.recorded("boards.length === 3"))
+    board = await client.recorded("connection.board")
+    assert board["leaderboard"] == [alice | {"score": 20}, named, carol]
+    assert board["viewers"] == 4
+
+    await site.send(**delta(3, 4, 1))
+    await client.wait_for_board(1, 4)
+    assert await client.recorded("connection.board.leaderboard") == [alice | {"score": 20}]
+    assert await client.recorded("boards.map((board) => board[2])") == [True, False, False, False]
+    assert await client.recorded("viewers") == [4]
+    assert site.received == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        delta(3, 5, 0),
+        delta(6, 7, 0),
+        delta(4, 5, 0, epoch=2),
+        delta(4, 5, 2),
+        delta(4, 5, 2, {"rank": 3, "userId": "a", "score": 1}),
+        delta(4, 5, 3, {"rank": 3, "userId": "a", "score": 1}),
+        delta(4, 5, 1, {"rank": 0, "userId": "a", "score": 1}),
+        delta(4, 5, 1, {"rank": 2, "userId": "a", "score": 1}),
+    ],
+    ids=lambda message: f"{message['base']}-{message['epoch']}-{message['count']}",
+)
+async def test_a_delta_that_does_not_fit_makes_the_client_ask_for_the_board(
+    connect, site: FakeSite, wrong: dict[str, Any]
+):
+    await site.send_board(("alice", 1), seq=4)
+    client = await connect()
+    await client.wait_for_board(1, 4)
+    site.epoch, site.seq = 2, 9
+
+    await site.send(**wrong)
+
+    await client.wait_for_board(2, 9)
+    assert await client.positions() == [[1, 4], [2, 9]]
+    assert site.received == [{"type": "sync"}]
+
+
+async def test_a_delta_to_a_board_of_another_connection_is_not_applied(connect, site: FakeSite):
+    await site.send_board(("alice", 1), seq=6)
+    client = await connect()
+    await client.wait_for_board(1, 6)
+    site.seq = 5
+    await site.close_viewers(1012)
+    await wait_for_handshakes(site, 2)
+    await client.wait_for_status("live")
+
+    await site.send(**delta(5, 6, 1, {"rank": 1, "userId": "bob", "score": 2}))
+    site.seq = 8
+    await site.send(**delta(6, 7, 1, {"rank": 1, "userId": "bob", "score": 3}))
+
+    await client.wait_for_board(1, 8)
+    assert await client.positions() == [[1, 6], [1, 8]]
+    assert site.received == [{"type": "sync"}]
+
+
 async def test_board_with_another_name_is_reported_and_ignored(connect, site: FakeSite):
     client = await connect(board="main")
     await client.wait_for_board(1, 0)
@@ -253,6 +337,8 @@ async def test_heartbeat_ahead_of_the_client_sends_a_sync(connect, site: FakeSit
         '{"type":"leaderboard","board":"main","epoch":1,"seq":5,"leaderboard":[{"rank":1}]}',
         '{"type":"leaderboard","board":"main","epoch":1,"seq":5,"leaderboard":[null]}',
         '{"type":"heartbeat"}',
+        '{"type":"delta","board":"main","epoch":1,"base":0,"seq":5,"count":1}',
+        '{"type":"delta","board":"main","epoch":1,"base":0,"seq":5,"count":1,"changes":[{}]}',
     ],
 )
 async def test_invalid_message_is_reported_and_keeps_the_connection(

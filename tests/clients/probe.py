@@ -67,7 +67,15 @@ def show_event(event: sc.Event) -> None:
         case sc.Board():
             rows = [[row.rank, row.user_id, row.name or "", row.score] for row in event.leaderboard]
             position = [event.epoch, event.seq]
-            show("board", board=event.board, position=position, rows=rows, offset=event.offset)
+            show(
+                "board",
+                board=event.board,
+                position=position,
+                rows=rows,
+                offset=event.offset,
+                viewers=event.viewers,
+                season=event.season or "",
+            )
         case sc.Place():
             show(
                 "place",

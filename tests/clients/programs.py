@@ -157,6 +157,13 @@ class Viewer:
         members = {"board": board, "epoch": epoch, "seq": seq, "at": 1, "leaderboard": [row]}
         self.send("leaderboard", **(members | more))
 
+    def delta(
+        self, base: int, seq: int, epoch: int = 1, board: str = "main", **more: object
+    ) -> None:
+        row = {"rank": 1, "userId": "ada", "score": seq}
+        members = {"board": board, "epoch": epoch, "base": base, "seq": seq, "at": 1}
+        self.send("delta", **(members | {"count": 1, "changes": [row]} | more))
+
     def receive(self) -> Document:
         return json.loads(self.connection.recv(timeout=WITHIN_S))
 
@@ -180,7 +187,7 @@ class Streamer:
             self._serve,
             "127.0.0.1",
             0,
-            subprotocols=[Subprotocol("scoreboard.v1")],
+            subprotocols=[Subprotocol("scoreboard.v1.delta"), Subprotocol("scoreboard.v1")],
             process_request=self._accept,
         )
         self.url = f"ws://127.0.0.1:{self._server.socket.getsockname()[1]}/ws/scoreboard"

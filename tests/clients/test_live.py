@@ -164,6 +164,123 @@ def test_an_older_board_of_another_process_is_not_shown(start: Start, streamer: 
     assert positions == [[1, 1], [1, 2]]
 
 
+def test_deltas_are_applied_to_the_board_before(start: Start, streamer: Serve) -> None:
+    ada, bob, cid = (
+        {"rank": rank, "userId": user_id, "score": 10 - rank}
+        for rank, user_id in enumerate(("ada", "bob", "cid"), start=1)
+    )
+
+    def script(viewer: Viewer) -> None:
+        viewer.board(1, leaderboard=[ada, bob], season="spring", viewers=3)
+        viewer.delta(1, 2, count=3, changes=[{**ada, "score": 11}, cid])
+        viewer.delta(2, 2, count=3, changes=[{**bob, "name": "Bob"}])
+        viewer.send("heartbeat", board="main", epoch=1, seq=2, viewers=4)
+        viewer.delta(2, 5, count=2, changes=[])
+        viewer.delta(5, 6, count=0, changes=[])
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url) as program:
+        program.until("board", position=[1, 6])
+
+    boards = [one for one in program.events if one["event"] == "board"]
+    assert [one["position"] for one in boards] == [[1, 1], [1, 2], [1, 2], [1, 5], [1, 6]]
+    assert [one["rows"] for one in boards] == [
+        [[1, "ada", "", 9], [2, "bob", "", 8]],
+        [[1, "ada", "", 11], [2, "bob", "", 8], [3, "cid", "", 7]],
+        [[1, "ada", "", 11], [2, "bob", "Bob", 8], [3, "cid", "", 7]],
+        [[1, "ada", "", 11], [2, "bob", "Bob", 8]],
+        [],
+    ]
+    assert [one["viewers"] for one in boards] == [3, 3, 3, 4, 4]
+    assert {one["season"] for one in boards} == {"spring"}
+
+
+def test_deltas_of_a_window_are_applied_at_its_ranks(start: Start, streamer: Serve) -> None:
+    rows = [{"rank": rank, "userId": f"u{rank}", "score": 1} for rank in (21, 22)]
+    window = {"offset": 20, "rows": 15}
+
+    def script(viewer: Viewer) -> None:
+        viewer.board(1, leaderboard=rows, **window)
+        viewer.delta(1, 2, count=2, changes=[{**rows[1], "score": 0}], **window)
+        viewer.delta(2, 3, count=2, changes=[rows[1]])  # of the first ten rows
+        assert viewer.receive() == {"type": "sync"}
+        viewer.board(4, leaderboard=rows, **window)
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url, **window) as program:
+        program.until("board", position=[1, 4])
+
+    boards = [one for one in program.events if one["event"] == "board"]
+    assert [one["position"] for one in boards] == [[1, 1], [1, 2], [1, 4]]
+    assert boards[1]["rows"] == [[21, "u21", "", 1], [22, "u22", "", 0]]
+
+
+def test_a_delta_to_another_board_is_not_shown(start: Start, streamer: Serve) -> None:
+    asked: list[object] = []
+
+    def script(viewer: Viewer) -> None:
+        viewer.board(4)
+        viewer.delta(2, 3)
+        viewer.delta(5, 6)
+        asked.append(viewer.receive())
+        viewer.board(6)
+        viewer.delta(6, 7, count=3)  # of which two are missing
+        viewer.delta(1, 7, epoch=2)
+        viewer.board(7, epoch=2)
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url) as program:
+        program.until("board", position=[2, 7])
+
+    assert asked == [{"type": "sync"}]
+    positions = [one["position"] for one in program.events if one["event"] == "board"]
+    assert positions == [[1, 4], [1, 6], [2, 7]]
+
+
+def test_a_delta_to_a_board_of_another_connection_is_not_shown(
+    start: Start, streamer: Serve
+) -> None:
+    def leave(viewer: Viewer) -> None:
+        viewer.board(5)
+        viewer.close(1012)
+
+    def behind(viewer: Viewer) -> None:
+        viewer.board(4)
+        viewer.delta(4, 5)
+        viewer.delta(5, 6)
+        assert viewer.receive() == {"type": "sync"}
+        viewer.board(7)
+        viewer.delta(7, 8)
+        viewer.wait()
+
+    server = streamer(leave, behind)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url, patience=QUICK) as program:
+        program.until("board", position=[1, 8])
+
+    positions = [one["position"] for one in program.events if one["event"] == "board"]
+    assert positions == [[1, 5], [1, 7], [1, 8]]
+
+
+def test_viewers_that_are_not_known_any_more_are_told(start: Start, streamer: Serve) -> None:
+    def script(viewer: Viewer) -> None:
+        viewer.board(1, viewers=3)
+        viewer.send("heartbeat", board="main", epoch=1, seq=1, exp=2)  # answers a token
+        viewer.send("heartbeat", board="main", epoch=1, seq=1, viewers=3)
+        viewer.send("heartbeat", board="main", epoch=1, seq=1)
+        viewer.board(2, viewers=0)
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url) as program:
+        program.until("board", position=[1, 2])
+
+    shown = [one["viewers"] for one in program.events if one["event"] == "viewers"]
+    assert shown == [3, None, 0]
+
+
 def test_a_heartbeat_that_is_ahead_makes_the_client_ask(start: Start, streamer: Serve) -> None:
     asked: list[object] = []
 
@@ -181,7 +298,7 @@ def test_a_heartbeat_that_is_ahead_makes_the_client_ask(start: Start, streamer: 
 
     assert asked == [{"type": "sync"}]
     viewers = [one for one in program.events if one["event"] == "viewers"]
-    assert viewers == [{"event": "viewers", "board": "main", "viewers": 3}]
+    assert viewers[0] == {"event": "viewers", "board": "main", "viewers": 3}
 
 
 def test_a_heartbeat_of_another_board_asks_for_that_board(start: Start, streamer: Serve) -> None:
@@ -393,7 +510,8 @@ def test_a_plain_viewer_asks_for_nothing_that_an_earlier_server_refuses(
 
     (request,) = server.requests
     assert request.path == "/ws/scoreboard"
-    assert request.headers["Sec-WebSocket-Protocol"] == "scoreboard.v1"
+    names = request.headers["Sec-WebSocket-Protocol"].replace(" ", "").split(",")
+    assert names == ["scoreboard.v1.delta", "scoreboard.v1"]  # it knows the second
 
 
 def test_a_token_that_expires_is_renewed_on_the_connection(start: Start, streamer: Serve) -> None:

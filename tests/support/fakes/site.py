@@ -5,8 +5,9 @@
         await site.send(type="status", state="stale")
         await site.close_viewers(4401)
 
-The streamer speaks `scoreboard.v1` on one port; the web server serves `web/` on another, as the api
-does: the page with merged files, and its policy. `api_replies` maps paths to answers of the api.
+The streamer speaks both forms of the subprotocol on one port; the web server serves `web/` on
+another, as the api does: the page with merged files, and its policy. `api_replies` maps paths to
+answers of the api.
 tests/browser/test_real_system.py uses the real services.
 """
 
@@ -255,8 +256,7 @@ class FakeSite:
 
 
 def _select_subprotocol(viewer: ServerConnection, offered: Any) -> str:
-    assert "scoreboard.v1" in offered
-    return "scoreboard.v1"
+    return next(name for name in offered if name in {"scoreboard.v1", "scoreboard.v1.delta"})
 
 
 def _port_of(server: Server) -> int:

@@ -224,6 +224,7 @@ func live(ctx context.Context, client *scoreboard.Client, o order) {
 			}
 			show("board", map[string]any{
 				"board": b.Board, "position": []int64{b.Epoch, b.Seq}, "rows": rows, "offset": b.Offset,
+				"viewers": b.Viewers, "season": b.Season,
 			})
 		},
 		OnPlace: func(p scoreboard.Place) {
@@ -238,7 +239,7 @@ func live(ctx context.Context, client *scoreboard.Client, o order) {
 				"wait": s.RetryIn.Seconds(), "stale": append([]string{}, s.Stale...),
 			})
 		},
-		OnViewers: func(board string, viewers int64) {
+		OnViewers: func(board string, viewers *int64) {
 			show("viewers", map[string]any{"board": board, "viewers": viewers})
 		},
 		OnRefused: func(r scoreboard.Refused) { show("refused", map[string]any{"code": r.Code}) },

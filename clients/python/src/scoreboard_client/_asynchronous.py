@@ -17,7 +17,7 @@ from . import _calls, _exchange, _follow
 from ._calls import Call
 from ._exchange import NeedToken, Pause, Retries, Send
 from ._follow import (
-    SUBPROTOCOL,
+    SUBPROTOCOLS,
     Closed,
     Emit,
     Follower,
@@ -277,7 +277,7 @@ class AsyncLive:
         try:
             self._socket = await connect(
                 url,
-                subprotocols=[Subprotocol(SUBPROTOCOL)],
+                subprotocols=[Subprotocol(name) for name in SUBPROTOCOLS],
                 additional_headers=headers,
                 compression=None,
                 open_timeout=self._timeout_s,

@@ -12,6 +12,7 @@ from typing import Literal
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from msgspec import UNSET, json
+from msgspec.structs import replace
 
 from ._exchange import NeedToken, Pause
 from ._tokens import TokenReason
@@ -20,6 +21,7 @@ from .events import (
     AuthExpiring,
     Board,
     Bye,
+    Delta,
     Event,
     Heartbeat,
     Message,
@@ -32,7 +34,8 @@ from .events import (
     parse,
 )
 
-SUBPROTOCOL = "scoreboard.v1"
+SUBPROTOCOLS = ("scoreboard.v1.delta", "scoreboard.v1")
+"""What is offered: the compact form is preferred, earlier servers have only the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,8 @@ class _Connected:
     renew_at: float | None = None
     bye: Bye | None = None
     stale: set[str] = field(default_factory=set)
+    boards: dict[str, Board] = field(default_factory=dict)
+    """The boards that this connection sent last, if they were delivered: bases of deltas."""
 
 
 class Follower:
@@ -212,7 +217,7 @@ class Follower:
         self._token: str | None = None
         self._main = board
         self._positions: dict[str, _Position] = {}
-        self._viewers: dict[str, int] = {}
+        self._viewers: dict[str, int | None] = {}
         self._now = _Connected(clock())
         self._failures = 0
         self._rejections = 0
@@ -243,6 +248,7 @@ class Follower:
         """Forget what was seen of a board; the state is shown again with the next message."""
         self._positions.pop(board, None)
         self._viewers.pop(board, None)
+        self._now.boards.pop(board, None)
         self._now.stale.discard(board)
 
     # How it runs.
@@ -353,6 +359,8 @@ class Follower:
         match message:
             case Board():
                 yield from self._on_board(message)
+            case Delta():
+                yield from self._on_delta(message)
             case Place():
                 yield Emit(message)
             case Heartbeat():
@@ -392,28 +400,54 @@ class Follower:
         if not self._is_followed(board.board):
             return  # it was on its way when the caller unsubscribed
         yield from self._show_live()
+        yield from self._count(board.board, board.viewers)
+        yield from self._take(board)
+
+    def _take(self, board: Board) -> Steps:
+        """Deliver a board, unless it is older than the one that was delivered."""
         seen = _Position(board.epoch, board.seq, (board.offset, board.rows))
         held = self._positions.get(board.board)
         # Another window can be an older board.
         if held and (held.epoch, held.window) == (seen.epoch, seen.window) and seen.seq < held.seq:
+            self._now.boards.pop(board.board, None)
             return
         self._positions[board.board] = seen
+        self._now.boards[board.board] = board
         yield Emit(board)
+
+    def _on_delta(self, delta: Delta) -> Steps:
+        if not self._is_followed(delta.board):
+            return
+        yield from self._show_live()
+        # Boards of several partitions can differ between servers at the same position.
+        base = self._now.boards.get(delta.board)
+        board = delta.applied_to(base) if base is not None else None
+        if board is not None:
+            yield from self._take(replace(board, viewers=self._viewers.get(delta.board)))
+        else:
+            yield from self._sync_behind(delta)
 
     def _is_followed(self, board: str) -> bool:
         return self._main is None or board == self._main or board in self._subscribed
 
     def _on_heartbeat(self, beat: Heartbeat) -> Steps:
-        if beat.exp is not None:
-            self._now.renewal, self._now.renew_at = 0, None
         yield from self._show_live()
-        board = beat.board or self._main or ""
-        if beat.viewers is not None and self._viewers.get(board) != beat.viewers:
-            self._viewers[board] = beat.viewers
-            yield Emit(Viewers(board, beat.viewers))
+        if beat.exp is not None:  # the answer to a token, which says nothing of viewers
+            self._now.renewal, self._now.renew_at = 0, None
+        else:
+            yield from self._count(beat.board or self._main or "", beat.viewers)
+        yield from self._sync_behind(beat)
+
+    def _count(self, board: str, viewers: int | None) -> Steps:
+        if self._viewers.get(board) != viewers:
+            self._viewers[board] = viewers
+            yield Emit(Viewers(board, viewers))
+
+    def _sync_behind(self, there: Heartbeat | Delta) -> Steps:
+        """Ask for a board if the server has a newer one, and was not asked just now."""
+        board = there.board or self._main or ""
         held = self._positions.get(board)
-        epoch, seq = (held.epoch, held.seq) if held else (None, 0)
-        is_newer = beat.epoch != epoch or beat.seq > seq
+        is_newer = held is None or there.epoch != held.epoch or there.seq > held.seq
         if (
             is_newer
             and self._is_followed(board)

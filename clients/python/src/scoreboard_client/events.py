@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from msgspec import UNSET, DecodeError, Struct, UnsetType, convert, field, json
+from msgspec.structs import replace
 
 State = Literal["connecting", "live", "stale", "reconnecting", "stopped"]
 
@@ -34,6 +35,34 @@ class Board(Struct, frozen=True, kw_only=True, rename="camel"):
     viewers: int | None = None
     season: str | None = None
     ends_at: int | None = None
+
+
+class Delta(Struct, frozen=True, kw_only=True):
+    """The rows in which a board differs from the one at `base`. It is delivered as a Board.
+
+    `count` is the number of rows that the board has.
+    """
+
+    board: str
+    epoch: int
+    base: int
+    seq: int
+    count: int
+    changes: tuple[Row, ...]
+    at: int = 0
+    offset: int = 0
+    rows: int | None = None
+
+    def applied_to(self, base: Board) -> Board | None:
+        """Return the board that this makes of the one it is based on; None if it does not fit."""
+        of = (self.board, self.epoch, self.base, self.offset, self.rows)
+        if (base.board, base.epoch, base.seq, base.offset, base.rows) != of:
+            return None
+        rows = {row.rank: row for row in (*base.leaderboard[: self.count], *self.changes)}
+        best_first = tuple(rows[rank] for rank in sorted(rows))
+        if len(best_first) != self.count:
+            return None
+        return replace(base, seq=self.seq, at=self.at, leaderboard=best_first)
 
 
 class Place(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -77,10 +106,10 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Viewers:
-    """How many watch a board now, over all processes of the service."""
+    """How many watch a board now, over all processes of the service; None: it is not known."""
 
     board: str
-    viewers: int
+    viewers: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +160,11 @@ class Bye(Struct, frozen=True):
     delay_ms: tuple[float, float] | UnsetType = field(default=UNSET)
 
 
-Message = Board | Place | Heartbeat | SourceStatus | AuthExpiring | ServerError | Bye
+Message = Board | Delta | Place | Heartbeat | SourceStatus | AuthExpiring | ServerError | Bye
 
 _TYPES: dict[object, type[Message]] = {
     "leaderboard": Board,
+    "delta": Delta,
     "place": Place,
     "heartbeat": Heartbeat,
     "status": SourceStatus,
