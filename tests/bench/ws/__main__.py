@@ -1,14 +1,14 @@
 """`make bench-ws`: cost per viewer, and delay, of ten boards a second.
 
-Compares the streamer, websockets' broadcast() and Litestar on uvicorn, one after the other in every
-run. Each runs in its own process with the same BoardWatcher and the same Valkey; the viewers are
-raw sockets in another process. Reports per size and server: CPU time of the server per delivered
-frame, memory per viewer, and milliseconds until a board reaches a reading viewer, measured from
-just before its update was sent (which includes the frame interval of 100 ms) and from when it was
-built. It also measures opening handshakes at a fixed rate, each closed after its first board, and
-the pace of the streamer on a quiet board (a change a second) and on one that changes continuously
-(100 a second). The figures are medians of the runs, with minimum and maximum. ``--check`` fails if
-a target is missed.
+Compares the streamer, the streamer with viewers that take the compact form, websockets' broadcast()
+and Litestar on uvicorn, one after the other in every run. Each runs in its own process with the
+same BoardWatcher and the same Valkey; the viewers are raw sockets in another process. Reports per
+size and server: CPU time of the server per delivered frame, memory per viewer, and milliseconds
+until a board reaches a reading viewer, measured from just before its update was sent (which
+includes the frame interval of 100 ms) and from when it was built. It also measures opening
+handshakes at a fixed rate, each closed after its first board, and the pace of the streamer on a
+quiet board (a change a second) and on one that changes continuously (100 a second). The figures are
+medians of the runs, with minimum and maximum. ``--check`` fails if a target is missed.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from typing import Any
 
 from cli.embedded.ports import find_free_port
 from cli.embedded.servers import EmbeddedValkey
+from scoreboard.broadcast.messages import COMPACT, SUBPROTOCOL
 from scoreboard.runtime.settings import PREFIX, load
 from scoreboard.runtime.telemetry import setup_logging
 from scoreboard.store.client import make_client
@@ -47,8 +48,14 @@ PACES = {1: (0.9, 1.1), 100: (0.005, 0.015)}
 PACE_VIEWERS = 2000
 HANDSHAKES_PER_S = 1000
 WARM_UP_S = 2.0
-SERVERS = ("ours", "broadcast", "litestar")
-TITLES = {"ours": "streamer", "broadcast": "broadcast()", "litestar": "Litestar, uvicorn"}
+OURS = ("ours", "compact")
+SERVERS = (*OURS, "broadcast", "litestar")
+TITLES = {
+    "ours": "streamer",
+    "compact": "streamer, compact form",
+    "broadcast": "broadcast()",
+    "litestar": "Litestar, uvicorn",
+}
 METRICS = (
     ("server CPU", "µs", "cpu_us_per_frame"),
     ("memory of a viewer", "KB", "kb_per_viewer"),
@@ -101,9 +108,7 @@ def serving(
     """Run a server; yield its port and pid when it accepts connections."""
     port = find_free_port()
     words = (
-        ["-m", "streamer"]
-        if name == "ours"
-        else ["-m", "tests.bench.ws.contenders", name, str(port)]
+        ["-m", "streamer"] if name in OURS else ["-m", "tests.bench.ws.contenders", name, str(port)]
     )
     server = subprocess.Popen(
         [sys.executable, *words],
@@ -130,8 +135,11 @@ def serving(
 class ViewersProcess:
     """The process that holds the viewers."""
 
-    def __init__(self, port: int, viewers: int, stalled: int) -> None:
-        words = ["-m", "tests.bench.ws.viewers", str(port), str(viewers - stalled), str(stalled)]
+    def __init__(
+        self, port: int, viewers: int, stalled: int, subprotocol: str = SUBPROTOCOL
+    ) -> None:
+        numbers = [str(port), str(viewers - stalled), str(stalled)]
+        words = ["-m", "tests.bench.ws.viewers", *numbers, subprotocol]
         self._process = subprocess.Popen(
             [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -208,7 +216,8 @@ def measure(
         serving(name, redis_url, Path(folder)) as (port, pid),
     ):
         alone_kb = memory_kb(pid)
-        viewers_process = ViewersProcess(port, viewers, stalled)
+        subprotocol = COMPACT if name == "compact" else SUBPROTOCOL
+        viewers_process = ViewersProcess(port, viewers, stalled, subprotocol)
         try:
             asyncio.run(publish(redis_url, WARM_UP_S))
             with_viewers_kb = memory_kb(pid)
@@ -363,7 +372,7 @@ def main() -> int:
                         runs.setdefault(f"{size}, {count}/{name}", []).append(figures)
                         print(f"run {number + 1}: {size}, {count} {name}", figures, file=sys.stderr)
             # Litestar's example sends no board after the handshake.
-            for name in (one for one in servers if one != "litestar"):
+            for name in (one for one in servers if one in {"ours", "broadcast"}):
                 with recorder.measurement():
                     figures = measure_handshakes(name, valkey.url, seconds=options.seconds)
                 for metric, unit, key in HANDSHAKE_METRICS:

@@ -1,9 +1,9 @@
 """A process with many minimal viewers: connect, read, record the time, answer pings.
 
-`python -m tests.bench.ws.viewers PORT COUNT STALLED` reads commands from standard input: ``begin``
-discards what was recorded so far, ``end`` prints one line of JSON, ``[[seq, seconds, milliseconds
-since it was built], …]``, and exits. It uses raw sockets and one epoll, because the viewers compete
-with the server for CPU time.
+`python -m tests.bench.ws.viewers PORT COUNT STALLED [SUBPROTOCOL]` reads commands from standard
+input: ``begin`` discards what was recorded so far, ``end`` prints one line of JSON, ``[[seq,
+seconds, milliseconds since it was built], …]``, and exits. It uses raw sockets and one epoll,
+because the viewers compete with the server for CPU time.
 """
 
 import json
@@ -16,6 +16,7 @@ import time
 from tests.support.clients.viewer import masked_frame, request_bytes
 
 PONG = 10
+BOARDS = (b'{"type":"leaderboard"', b'{"type":"delta"')
 PENDING = 200
 """The limit of concurrent handshakes."""
 
@@ -23,8 +24,9 @@ PENDING = 200
 class Viewers:
     """The viewers by file descriptor, each with its unparsed bytes."""
 
-    def __init__(self, port: int, count: int, stalled: int) -> None:
+    def __init__(self, port: int, count: int, stalled: int, subprotocol: str | None = None) -> None:
         self.port = port
+        self.request = request_bytes(subprotocols=subprotocol)
         self.selector = selectors.DefaultSelector()
         self.rest: dict[int, bytes] = {}
         self.seen: list[tuple[int, float, float]] = []
@@ -43,7 +45,7 @@ class Viewers:
         viewer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         viewer.settimeout(30)
         viewer.connect(("127.0.0.1", self.port))
-        viewer.sendall(request_bytes())
+        viewer.sendall(self.request)
         return viewer
 
     def join(self, viewers: list[socket.socket]) -> None:
@@ -101,7 +103,7 @@ class Viewers:
                 break
             if data[at] == 0x81:
                 where = data.find(b'"seq":', start)
-                if where >= 0 and data.startswith(b'{"type":"l', start):
+                if where >= 0 and data.startswith(BOARDS, start):
                     end = data.index(b",", where)
                     built_ms = int(data[end + 6 : data.index(b",", end + 6)])
                     self.seen.append((int(data[where + 6 : end]), now_s, now_ms - built_ms))
@@ -114,4 +116,4 @@ class Viewers:
 
 
 if __name__ == "__main__":
-    Viewers(*(int(word) for word in sys.argv[1:4])).run()
+    Viewers(*(int(word) for word in sys.argv[1:4]), *sys.argv[4:]).run()
