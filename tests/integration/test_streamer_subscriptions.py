@@ -509,9 +509,11 @@ async def test_a_client_of_the_compact_form_has_the_board(
         for _ in range(60):
             await submit(f"user-{chance.randint(1, 50):03d}", chance.randint(1, 500))
             await submit("user-009", 1, board="weekly")
-        await submit("user-001", 100_000)
+        last = await submit("user-001", 100_000)
         await submit("user-002", 100_000, board="weekly")
-    whole = await wait_for(plain, "main", "user-001", whole_score(running, "user-001"))
+    async with asyncio.timeout(20):
+        while (whole := await board_of(plain, "main"))["seq"] < last:
+            pass
 
     boards: dict[str, dict[int, Any]] = {}
     seqs: dict[str, int] = {}
@@ -534,13 +536,6 @@ async def test_a_client_of_the_compact_form_has_the_board(
     kinds = {one["type"] for one in viewer.messages}
     assert "delta" in kinds
     assert {one["type"] for one in plain.messages} == {"leaderboard"}
-
-
-def whole_score(running: RunningStreamer, user: str) -> int:
-    """Return the score of a user in the newest board of the process."""
-    message = running.streamer.watcher.states["main"].message
-    assert message is not None
-    return next(row.score for row in message.leaderboard if row.user_id == user)
 
 
 async def test_a_sync_of_the_compact_form_is_answered_with_a_whole_board(
