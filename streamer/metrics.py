@@ -83,11 +83,17 @@ PLACES_SKIPPED: Final = counter(
     unit="places",
     normal="below 1 % of ws_places_sent_total",
 )
-PLACE_TICK: Final = histogram(
-    "ws_place_tick_seconds",
-    "Time to read the places of all watched users whose boards changed, and to write them",
+PLACE_TURNS: Final = counter(
+    "ws_place_turns_total",
+    "Turns of watched users, whose places are read if their boards have changed",
+    unit="users",
+    normal="once a second for each watched user",
+)
+PLACE_LATE: Final = histogram(
+    "ws_place_late_seconds",
+    "How long the first of the watched users whose turn has come has waited",
     VIEWER_BUCKETS,
-    normal="below 1, or places come less often than once a second",
+    normal="below 0.2; above 1, places come half as often as they should",
 )
 SWEEP: Final = histogram(
     "ws_sweep_seconds",

@@ -1,17 +1,22 @@
-"""Read the places of watched users: once a second, where the board has changed.
+"""Read the places of watched users: each once a second, where the board has changed.
 
-The users of a board are read in calls of up to 64, of which two are under way, over connections of
-their own: neither Redis nor the event loop is held for longer than these take, and reads of boards
-never wait for a connection. Notifications tell of the first ten rows only, so each tick first reads
-a board's position, with the row of rank 10. Names are read again without Redis: those that have
-arrived or changed once a second, all others once a minute, in slices.
+Every user has a turn once a second, in the order in which viewers began to watch. A tick reads the
+users whose turn has come, and not many more than its share of all: so the turns of users that came
+together spread over the second, and boards are sent in between. The users of a board are read in
+calls of up to 64, of which two are under way, over connections of their own: neither Redis nor the
+event loop is held for longer than these take, and reads of boards never wait for a connection.
+Notifications tell of the first ten rows only, so a tick first reads a board's position, with the
+row of rank 10. Names are read again without Redis: those that have arrived or changed once a
+second, all others once a minute, in slices.
 
-Invariants: ticks do not overlap; a board that cannot be read, or that is stale, gets no places, and
-the next tick tries again; an older state of a board is never sent.
+Invariants: ticks do not overlap; a user is read at most once a second, but for its first place; a
+board that cannot be read, or that is stale, gets no places, and the next turn tries again; an older
+state of a board is never sent.
 """
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
@@ -32,11 +37,20 @@ from streamer import metrics
 from streamer.fanout.hub import CHUNK, Hub
 from streamer.fanout.places import Places, WatchedPlaces, WatchedUser
 
-TICK_S: Final = 1.0
+PERIOD_S: Final = 1.0
+"""Time from one turn of a user to the next one."""
+
+TICK_S: Final = 0.05
 """Time from the start of a tick to that of the next one."""
 
-TICK_PAUSE_S: Final = 0.05
+TICK_PAUSE_S: Final = 0.01
 """Least time between two ticks, if one takes longer than ``TICK_S``."""
+
+TICK_SPARE: Final = 1.25
+"""Users that a tick takes at most, as a multiple of its share of all."""
+
+NAMES_S: Final = 1.0
+"""Time between two looks for names that have arrived or changed."""
 
 NEW_PAUSE_S: Final = 0.01
 """Time between two reads of new users: they may come all at once."""
@@ -68,6 +82,9 @@ class PlaceSampler:
         """Connect to nothing yet. ``new`` is set when ``places`` has new users."""
         self._places = places
         self._new = new
+        self._turns: deque[tuple[float, WatchedUser]] = deque()
+        """When the next turn of each user comes, in this order. Users that nobody watches any more
+        are left out when their turn comes."""
         self._hub = hub
         self._names = names
         self._renamed: set[str] | None = set()
@@ -91,75 +108,90 @@ class PlaceSampler:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._answer_new())
                 tasks.create_task(self._run_ticks())
+                tasks.create_task(self._renew_names())
         finally:
             await self._client.aclose()
 
     async def _answer_new(self) -> None:
         """Read new users at once, those of one board together."""
+        now = asyncio.get_running_loop().time
         while True:
             await self._new.wait()
             self._new.clear()
             while (found := self._places.next_new(BATCH_MAX)) is not None:
                 board, users = found
-                top = await self._look(board)
-                if top is not None:
-                    for part in _in_calls(users, top):
-                        await self._read(board, part, top)
+                self._turns.extend((now() + PERIOD_S, user) for user in users)
+                await self._read_users(board, users)
                 await asyncio.sleep(NEW_PAUSE_S)
 
     async def _run_ticks(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             started_at_s = loop.time()
-            boards = list(self._places.boards.values())
-            if boards:
-                left = iter(boards)
-                async with asyncio.TaskGroup() as tasks:
-                    for _ in range(min(READERS, len(boards))):
-                        tasks.create_task(self._read_boards(left))
-                metrics.PLACE_TICK.observe(loop.time() - started_at_s)
+            boards = self._take_turns(started_at_s)
+            left = iter(boards.items())
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(READERS, len(boards))):
+                    tasks.create_task(self._read_boards(left))
+            if self._places.sent:
+                metrics.PLACES_SENT.inc(self._places.sent)
+                self._places.sent = 0
+            # No turn comes before the first one, and those of new users come after a period.
+            first_s = self._turns[0][0] if self._turns else started_at_s + PERIOD_S
+            wait_s = max(started_at_s + TICK_S, first_s) - loop.time()
+            await asyncio.sleep(max(wait_s, TICK_PAUSE_S))
+
+    def _take_turns(self, now_s: float) -> dict[WatchedPlaces, list[WatchedUser]]:
+        """Return the users whose turn has come, by board, and give each its next turn."""
+        turns = self._turns
+        share = self._places.count * TICK_S / PERIOD_S
+        most = max(BATCH_MAX, math.ceil(share * TICK_SPARE))
+        boards: dict[WatchedPlaces, list[WatchedUser]] = {}
+        taken = 0
+        while taken < most and turns and turns[0][0] <= now_s:
+            due_s, user = turns.popleft()
+            if not user.viewers:
+                continue
+            if not taken:
+                metrics.PLACE_LATE.observe(now_s - due_s)
+            taken += 1
+            boards.setdefault(user.board, []).append(user)
+            turns.append((now_s + PERIOD_S, user))
+        metrics.PLACE_TURNS.inc(taken)
+        return boards
+
+    async def _read_boards(self, boards: Iterator[tuple[WatchedPlaces, list[WatchedUser]]]) -> None:
+        for board, users in boards:
+            await self._read_users(board, users)
+
+    async def _read_users(self, board: WatchedPlaces, users: Sequence[WatchedUser]) -> None:
+        """Read those of the users that may have another place than before."""
+        top = await self._look(board)
+        if top is None:
+            return
+        users = [user for user in users if user.positions != top.positions]
+        left = iter(_in_calls(users, top))
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(CALLS):
+                tasks.create_task(self._read_parts(board, left, top))
+
+    async def _read_parts(
+        self, board: WatchedPlaces, parts: Iterator[Sequence[WatchedUser]], top: Window
+    ) -> None:
+        """Read users part by part, until none is left or one could not be read."""
+        for users in parts:
+            if not await self._read(board, users, top):
+                return
+
+    async def _renew_names(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
             renamed, self._renamed = self._renamed, set()
             if renamed is None or renamed:
                 await self._rename(self._places.users(), renamed)
             await self._rename(self._next_to_renew(loop.time()), None)
             await self._write(self._places.take_renamed())
-            if self._places.sent:
-                metrics.PLACES_SENT.inc(self._places.sent)
-                self._places.sent = 0
-            wait_s = started_at_s + TICK_S - loop.time()
-            await asyncio.sleep(max(wait_s, TICK_PAUSE_S))
-
-    async def _read_boards(self, boards: Iterator[WatchedPlaces]) -> None:
-        for board in boards:
-            await self._read_board(board)
-
-    async def _read_board(self, board: WatchedPlaces) -> None:
-        """Read the users of a board that may have another place than before."""
-        top = await self._look(board)
-        if top is None:
-            return
-        users = board.due(top.positions)
-        parts = _in_calls(users, top)
-        if len(parts) == 1:
-            is_complete = await self._read(board, parts[0], top)
-        else:
-            left = iter(parts)
-            async with asyncio.TaskGroup() as tasks:
-                reading = [
-                    tasks.create_task(self._read_parts(board, left, top)) for _ in parts[:CALLS]
-                ]
-            is_complete = all(task.result() for task in reading)
-        if is_complete:
-            board.positions = top.positions
-
-    async def _read_parts(
-        self, board: WatchedPlaces, parts: Iterator[Sequence[WatchedUser]], top: Window
-    ) -> bool:
-        """Read users part by part, until none is left or one could not be read."""
-        for users in parts:
-            if not await self._read(board, users, top):
-                return False
-        return True
+            await asyncio.sleep(NAMES_S)
 
     async def _look(self, board: WatchedPlaces) -> Window | None:
         """Read the position of a board and its row of rank 10; None if it has no place to send."""
@@ -171,12 +203,16 @@ class PlaceSampler:
         except ScoreboardError as error:
             self._note_failure(board, error)
             return None
-        return None if is_older(top.positions, board.positions) else top
+        if is_older(top.positions, board.positions):
+            return None
+        board.positions = top.positions
+        return top
 
     async def _read(self, board: WatchedPlaces, users: Sequence[WatchedUser], top: Window) -> bool:
         """Read users, and write places that changed to their viewers.
 
-        Returns whether all were read, none of them in an older state than ``top``.
+        Returns whether Redis answered. A user that was read in an older state than ``top`` is read
+        again in its next turn.
         """
         metrics.PLACES_READ.inc(len(users))
         try:
@@ -193,8 +229,10 @@ class PlaceSampler:
             for user, place in zip(users, found, strict=True)
             if (place.epoch, place.seq) >= least
         ]
+        for user, _ in read:
+            user.positions = top.positions
         await self._write([user for user, place in read if user.accept(place, at_ms, known)])
-        return len(read) == len(users)
+        return True
 
     async def _rename(self, users: Sequence[WatchedUser], renamed: AbstractSet[str] | None) -> None:
         """Write the places that show other names than before, in slices.

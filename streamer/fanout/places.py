@@ -46,6 +46,7 @@ class WatchedUser:
         "frame",
         "owners",
         "place",
+        "positions",
         "user_id",
         "viewers",
     )
@@ -58,6 +59,8 @@ class WatchedUser:
         """How many of the viewers have a token of this user."""
         self.place: Place | None = None
         """What ``frame`` shows."""
+        self.positions: Positions = ()
+        """Those of the board when the place was read."""
         self.frame = b""
         """The newest place, encoded; empty until the first."""
         self._at_ms = 0
@@ -112,18 +115,8 @@ class WatchedPlaces:
         self.new: dict[WatchedUser, None] = {}
         """Users whose first place was not asked for yet."""
         self.positions: Positions = ()
-        """Those of the board when all of its users were read."""
+        """The newest that were read."""
         self.is_failing = False
-
-    def due(self, positions: Positions) -> list[WatchedUser]:
-        """Return the users to read, now that the board has these positions.
-
-        These are all of them if it has changed, else those without a place.
-        """
-        users = self.users.values()
-        if positions != self.positions:
-            return list(users)
-        return [user for user in users if user.place is None]
 
 
 class Places:

@@ -51,6 +51,11 @@ def _frame(title: str, limit: float, metric: str, viewers: int, unit: str = "µs
     )
 
 
+def _place(board: str, load: str) -> Aim:
+    title = f"change to one's place, p99, 5,000 viewers of a board {board}"
+    return Aim(title, 1200, "places", "places", load, "change to place p99", unit="ms")
+
+
 def _hold(title: str, limit: float, metric: str) -> Aim:
     return Aim(f"highest steady rate: {title}", limit, "soak", "hold", "system", metric, unit="ms")
 
@@ -96,6 +101,8 @@ AIMS = (
     Aim("handshake of a viewer: CPU", 100, "ws", "handshake", "streamer", "server CPU"),
     _frame("update to viewer, p50", 15, "sent p50", 2_000, "ms"),
     _frame("update to viewer, p99", 60, "sent p99", 2_000, "ms"),
+    _place("whose top changes all the time", "10 boards/s"),
+    _place("whose top is quiet", "quiet top"),
     _script("always"),
     _script("no"),
     Aim(

@@ -44,29 +44,31 @@ KEYS = PartitionKeys(Partition("main"))
 TWENTY = [(f"user{number:02}", 1000 - 10 * number) for number in range(1, 21)]
 """Ranks 1 to 20, ten points apart."""
 
-Ticks = Callable[[], Awaitable[None]]
+Turns = Callable[[], Awaitable[None]]
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.fanout.place_sampler.TICK_S", 0.1)
+    monkeypatch.setattr("streamer.fanout.place_sampler.PERIOD_S", 0.1)
+    monkeypatch.setattr("streamer.fanout.place_sampler.NAMES_S", 0.1)
 
 
 @pytest.fixture
-def no_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.fanout.place_sampler.TICK_S", 3600.0)
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamer.fanout.place_sampler.PERIOD_S", 3600.0)
 
 
 @pytest.fixture
-def ticks() -> Ticks:
-    """Return a function that waits until a tick has begun and ended."""
+def turns() -> Turns:
+    """Return a function that waits until every watched user has had a turn, and what it sends."""
 
     def count() -> float:
-        return metric("ws_place_tick_seconds_count")
+        return metric("ws_place_turns_total")
 
     async def wait() -> None:
-        before = count()
-        await eventually_async(lambda: count() >= before + 2)
+        # The second turn of a user comes after what its first one has read.
+        last = count() + 2 * metric("ws_watched_users") + 1
+        await eventually_async(lambda: count() >= last)
 
     return wait
 
@@ -129,7 +131,7 @@ async def rows_of(store: Store, board: str = "main") -> tuple[Row, ...]:
     return (await store.leaderboard(board, limit=1000)).rows
 
 
-@pytest.mark.usefixtures("no_ticks")
+@pytest.mark.usefixtures("no_turns")
 async def test_the_user_of_a_token_gets_its_place_at_once_and_without_a_message(
     start_streamer: StartStreamer, connect: Connect, make_token: MakeToken
 ) -> None:
@@ -179,19 +181,19 @@ async def test_changes_of_the_score_and_of_neighbours_and_the_way_into_the_top_a
 
 @pytest.mark.usefixtures("quick")
 async def test_a_place_that_did_not_change_is_not_sent_again(
-    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, ticks: Ticks
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, turns: Turns
 ) -> None:
     running = await start_streamer(scores=TWENTY)
     viewer = await connect(running.port, token=make_token("user02"))
     await place_where(viewer, "user02", rank=2)
-    await ticks()
+    await turns()
     read = metric("ws_places_read_total")
-    await ticks()
+    await turns()
     assert metric("ws_places_read_total") == read, "the board did not change"
 
     async with playing(running.settings) as submit:
         await submit("user20", 1)
-    await ticks()
+    await turns()
     await read_all(viewer)
 
     assert metric("ws_places_read_total") == read + 1, "the board changed once"
@@ -200,7 +202,7 @@ async def test_a_place_that_did_not_change_is_not_sent_again(
 
 @pytest.mark.usefixtures("quick")
 async def test_the_number_of_users_alone_is_sent_when_it_moved_by_more_than_one_percent(
-    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, ticks: Ticks
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, turns: Turns
 ) -> None:
     scores = [(f"user{number:04}", 10_000 - number) for number in range(200)]
     running = await start_streamer(scores=scores)
@@ -209,7 +211,7 @@ async def test_the_number_of_users_alone_is_sent_when_it_moved_by_more_than_one_
     async with playing(running.settings) as submit:
         for number in range(2):
             await submit(f"new{number}", 1)
-        await ticks()
+        await turns()
         await read_all(viewer)
         assert len(places(viewer, "user0001")) == 1
         await submit("new2", 1)
@@ -234,7 +236,7 @@ async def test_a_user_without_a_score_has_no_rank_until_it_gets_one(
 
 @pytest.mark.usefixtures("quick")
 async def test_users_are_watched_by_message_replaced_and_stopped(
-    start_streamer: StartStreamer, connect: Connect, ticks: Ticks
+    start_streamer: StartStreamer, connect: Connect, turns: Turns
 ) -> None:
     running = await start_streamer(scores=TWENTY)
     viewer = await connect(running.port)
@@ -254,7 +256,7 @@ async def test_users_are_watched_by_message_replaced_and_stopped(
         await submit("user16", 1)
     other = await connect(running.port)
     await watch(other, "user20")
-    await ticks()
+    await turns()
     await read_all(viewer)
     assert [len(places(viewer, user_id)) for user_id in ("user05", "user15", "user16")] == [1, 2, 1]
 
@@ -360,13 +362,13 @@ async def test_nothing_is_kept_for_viewers_that_left(
 
 @pytest.mark.usefixtures("quick")
 async def test_viewers_of_the_same_user_cost_one_read(
-    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, ticks: Ticks
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, turns: Turns
 ) -> None:
     running = await start_streamer(scores=TWENTY, viewers_per_subject=50)
     viewers = [await connect(running.port, token=make_token("user07")) for _ in range(20)]
     for viewer in viewers:
         await place_where(viewer, "user07", rank=7)
-    await ticks()
+    await turns()
     read = metric("ws_places_read_total")
     async with playing(running.settings) as submit:
         await submit("user07", 1)
@@ -405,7 +407,7 @@ async def test_places_are_those_of_the_whole_board(
                 await settled(viewer, rows, user)
 
 
-@pytest.mark.usefixtures("no_ticks")
+@pytest.mark.usefixtures("no_turns")
 async def test_first_reads_of_a_board_of_many_partitions_are_as_small_as_later_ones(
     start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -428,8 +430,8 @@ async def test_first_reads_of_a_board_of_many_partitions_are_as_small_as_later_o
     assert sizes == [4, 1]
 
 
-@pytest.mark.usefixtures("no_ticks")
-async def test_a_read_that_is_older_for_a_user_is_not_complete(
+@pytest.mark.usefixtures("no_turns")
+async def test_a_user_that_was_read_in_an_older_state_is_read_again(
     start_streamer: StartStreamer, connect: Connect
 ) -> None:
     running = await start_streamer(scores=TWENTY)
@@ -440,10 +442,32 @@ async def test_a_read_that_is_older_for_a_user_is_not_complete(
     board = running.streamer.manager.places.boards["main"]
     top = await sampler._look(board)
     assert top is not None
-    users = list(board.users.values())
-    assert await sampler._read(board, users, top)
-    later = msgspec.structs.replace(top, seq=top.seq + 1)
-    assert not await sampler._read(board, users, later)
+    (user,) = board.users.values()
+    assert user.positions == top.positions
+    later = msgspec.structs.replace(top, seq=top.seq + 1, positions=((top.epoch, top.seq + 1),))
+    assert await sampler._read(board, [user], later)
+    assert user.positions == top.positions
+
+
+async def test_turns_of_users_that_came_together_are_spread(
+    start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.fanout.place_sampler.BATCH_MAX", 2)
+    running = await start_streamer(scores=TWENTY)
+    sampler, sizes = running.streamer._sampler, list[int]()
+    take = sampler._take_turns
+
+    def record(now_s: float) -> Any:
+        taken = take(now_s)
+        sizes.extend(len(users) for users in taken.values())
+        return taken
+
+    monkeypatch.setattr(sampler, "_take_turns", record)
+    for one in range(8):
+        viewer = await connect(running.port)
+        await watch(viewer, *(f"{one}-{number}" for number in range(5)))
+    await eventually_async(lambda: sum(sizes) >= 80)
+    assert max(sizes) <= 3, "a tick takes its share, 40 / 20, and a quarter more"
 
 
 async def settled(viewer: RawViewer, rows: Sequence[Row], user_id: str) -> None:
@@ -485,7 +509,7 @@ async def test_a_change_among_a_hundred_thousand_is_seen_within_twelve_tenths_of
     choose = random.Random(1)
     async with playing(running.settings) as submit:
         for number in range(8):
-            await asyncio.sleep(choose.random())  # pace: any time of a tick
+            await asyncio.sleep(choose.random())  # pace: any time of a turn
             began_s = time.monotonic()
             await submit("user050000", 1)
             place = await place_where(viewer, "user050000", score=650_001 + number)
@@ -534,7 +558,7 @@ async def test_a_slow_viewer_skips_places_and_gets_the_newest_later(
 
 @pytest.mark.usefixtures("quick")
 async def test_an_ack_paced_viewer_gets_the_next_place_after_its_pong(
-    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, ticks: Ticks
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, turns: Turns
 ) -> None:
     running = await start_streamer(scores=TWENTY)
     viewer = await connect(running.port, token=make_token("user12"))
@@ -548,7 +572,7 @@ async def test_an_ack_paced_viewer_gets_the_next_place_after_its_pong(
         assert (await viewer.frame()).payload == b"p"
         await submit("user12", 1)
         await submit("user12", 1)
-        await ticks()
+        await turns()
         assert viewer.buffer == b""
         await viewer.send(masked_frame(PONG, b"p"))
         await place_where(viewer, "user12", score=883)
@@ -557,7 +581,7 @@ async def test_an_ack_paced_viewer_gets_the_next_place_after_its_pong(
 
 @pytest.mark.usefixtures("quick")
 async def test_places_and_boards_take_turns_on_a_slow_connection_to_a_busy_board(
-    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, ticks: Ticks
+    start_streamer: StartStreamer, connect: Connect, make_token: MakeToken, turns: Turns
 ) -> None:
     running = await start_streamer(scores=TWENTY)
     viewer = await connect(running.port, token=make_token("user12"))
@@ -570,14 +594,14 @@ async def test_places_and_boards_take_turns_on_a_slow_connection_to_a_busy_board
         for _ in range(6):
             await submit("user01", 1)
             await submit("user12", 1)
-            await ticks()
+            await turns()
             frame = await viewer.frame()
             while frame.opcode != PING:
                 sent.append(frame.message["type"])
                 frame = await viewer.frame()
             await submit("user01", 1)
             await submit("user12", 1)
-            await ticks()
+            await turns()
             await viewer.send(masked_frame(PONG, frame.payload))
     first = sent.index("place")
     assert first <= 2, "the first place was written before"
@@ -635,7 +659,7 @@ async def test_an_older_state_of_the_board_is_not_sent(
     connect: Connect,
     make_token: MakeToken,
     redis_url: str,
-    ticks: Ticks,
+    turns: Turns,
 ) -> None:
     running = await start_streamer(scores=TWENTY)
     viewer = await connect(running.port, token=make_token("user12"))
@@ -643,13 +667,13 @@ async def test_an_older_state_of_the_board_is_not_sent(
         await submit("user12", 3)
         await submit("user12", 3)
     await place_where(viewer, "user12", score=886)
-    await ticks()
+    await turns()
     async with aioredis.Redis.from_url(redis_url) as client:
         await client.zadd(KEYS.board, {"user12": pack(5, SLOT_COUNT - 1)})
         await client.hincrby(KEYS.meta, "seq", -1)
         late = await connect(running.port, token=make_token("user13"))
         await late.next("leaderboard")
-        await ticks()
+        await turns()
         for one in (viewer, late):
             await read_all(one)
         assert [one["score"] for one in places(viewer, "user12")][-1] == 886

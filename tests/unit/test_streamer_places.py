@@ -54,7 +54,7 @@ def test_a_user_of_several_viewers_is_new_once_and_encoded_once() -> None:
     assert (places.count, len(told)) == (1, 1)
     found = places.next_new(64)
     assert found is not None
-    board, users = found
+    _, users = found
     assert [user.user_id for user in users] == ["ada"]
     assert places.next_new(64) is None
 
@@ -66,7 +66,6 @@ def test_a_user_of_several_viewers_is_new_once_and_encoded_once() -> None:
     late.push_places()
     assert late.received == viewers[0].received, "the place is known"
     assert places.next_new(64) is None
-    assert board.due(()) == []
 
 
 def test_new_users_are_read_in_parts_and_boards_take_turns() -> None:
@@ -83,18 +82,6 @@ def test_new_users_are_read_in_parts_and_boards_take_turns() -> None:
         ("main", ["user2", "user3"]),
         ("main", ["user4"]),
     ]
-
-
-def test_users_are_due_if_the_board_moved_or_they_have_no_place() -> None:
-    places, _ = books()
-    Viewer(places).watch.replace("main", ["ada", "bob"])
-    board = places.boards["main"]
-    ada, bob = board.users.values()
-    assert board.due(((1, 1),)) == [ada, bob]
-    ada.accept(place(1), 0)
-    board.positions = ((1, 1),)
-    assert board.due(((1, 1),)) == [bob]
-    assert board.due(((1, 2),)) == [ada, bob]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ loads, each with viewers that watch their user and with viewers that do not, alt
 changes a second of the first ten rows, after which every place shows another distance to the top
 ten, and a quiet top. In both, twenty users a second change their own score. Reports the CPU time of
 streamer and Redis, the CPU time of writing a frame to a viewer, the delay of
-frames, and per tick what the difference between both variants is, with the time from just before a
-user's update was sent until its viewer has the place.
+frames, and what the difference between both variants is, with the time from just before a user's
+update was sent until its viewer has the place.
 """
 
 import argparse
@@ -56,12 +56,11 @@ METRICS = (
     ("frame sent p50", "ms", "frame_p50_ms"),
     ("frame sent p99", "ms", "frame_p99_ms"),
 )
-TICK_METRICS = (
+PLACE_METRICS = (
+    ("places read", "/s", "reads_per_s"),
     ("places sent", "/s", "places_per_s"),
-    ("time of a tick", "ms", "tick_ms"),
-    ("streamer CPU per tick", "ms", "streamer_ms_per_tick"),
+    ("turns are late, mean", "ms", "late_ms"),
     ("streamer CPU per place read", "µs", "streamer_us_per_read"),
-    ("Redis CPU per tick", "ms", "redis_ms_per_tick"),
     ("Redis CPU per place read", "µs", "redis_us_per_read"),
     ("change to place p50", "ms", "place_p50_ms"),
     ("change to place p99", "ms", "place_p99_ms"),
@@ -249,12 +248,12 @@ def measure(
         }
     if watches:
         took_ms = delays_ms(own, places)
-        ticks = grown["ws_place_tick_seconds_count"]
         figures |= {
-            "ticks_per_s": ticks / elapsed_s,
             "reads_per_s": grown["ws_places_read_total"] / elapsed_s,
             "places_per_s": grown["ws_places_sent_total"] / elapsed_s,
-            "tick_ms": grown["ws_place_tick_seconds_sum"] / ticks * 1000,
+            "late_ms": grown["ws_place_late_seconds_sum"]
+            / grown["ws_place_late_seconds_count"]
+            * 1000,
             "place_p50_ms": percentile(took_ms, 0.5),
             "place_p99_ms": percentile(took_ms, 0.99),
             "place_max_ms": max(took_ms),
@@ -266,11 +265,9 @@ def cost_of_places(without: Figures, with_places: Figures) -> Figures:
     """Return what the places of one round cost: the difference of both variants."""
     streamer_ms = (with_places["streamer_percent"] - without["streamer_percent"]) * 10
     redis_ms = (with_places["redis_percent"] - without["redis_percent"]) * 10
-    ticks, reads = with_places["ticks_per_s"], with_places["reads_per_s"]
+    reads = with_places["reads_per_s"]
     return with_places | {
-        "streamer_ms_per_tick": max(0.0, streamer_ms / ticks),
         "streamer_us_per_read": max(0.0, streamer_ms / reads * 1000),
-        "redis_ms_per_tick": max(0.0, redis_ms / ticks),
         "redis_us_per_read": max(0.0, redis_ms / reads * 1000),
     }
 
@@ -311,7 +308,7 @@ def main() -> None:
                             value = found[variant][key]
                             recorder.add(load_name, variant, parameters, metric, unit, value)
                 cost = cost_of_places(*(found[variant] for variant in VARIANTS))
-                for metric, unit, key in TICK_METRICS:
+                for metric, unit, key in PLACE_METRICS:
                     recorder.add("places", load_name, parameters, metric, unit, cost[key])
     if options.json:
         recorder.write(options.json)
