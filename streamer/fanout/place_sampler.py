@@ -3,7 +3,7 @@
 Every user has a turn once a second, in the order in which viewers began to watch. A tick reads the
 users whose turn has come, and not many more than its share of all: so the turns of users that came
 together spread over the second, and boards are sent in between. The users of a board are read in
-calls of up to 64, of which two are under way, over connections of their own: neither Redis nor the
+calls of up to 64, of which four are under way, over connections of their own: neither Redis nor the
 event loop is held for longer than these take, and reads of boards never wait for a connection.
 Notifications tell of the first ten rows only, so a tick first reads a board's position, with the
 row of rank 10. Names are read again without Redis: those that have arrived or changed once a
@@ -58,8 +58,8 @@ NEW_PAUSE_S: Final = 0.01
 READERS: Final = 2
 """Boards that a tick reads at the same time."""
 
-CALLS: Final = 2
-"""Calls for users of one board at the same time: one is read while Redis works on the next."""
+CALLS: Final = 4
+"""Calls for users of one board at the same time: each waits for its turn in a busy event loop."""
 
 AROUND: Final = 2
 """Rows on either side of a place."""
@@ -82,6 +82,8 @@ class PlaceSampler:
         """Connect to nothing yet. ``new`` is set when ``places`` has new users."""
         self._places = places
         self._new = new
+        self._ticked_at_s = 0.0
+        """When the last tick began: one that took long leaves a larger share to the next."""
         self._turns: deque[tuple[float, WatchedUser]] = deque()
         """When the next turn of each user comes, in this order. Users that nobody watches any more
         are left out when their turn comes."""
@@ -144,7 +146,9 @@ class PlaceSampler:
     def _take_turns(self, now_s: float) -> dict[WatchedPlaces, list[WatchedUser]]:
         """Return the users whose turn has come, by board, and give each its next turn."""
         turns = self._turns
-        share = self._places.count * TICK_S / PERIOD_S
+        passed_s = max(now_s - self._ticked_at_s, TICK_S)
+        self._ticked_at_s = now_s
+        share = self._places.count * min(passed_s / PERIOD_S, 1.0)
         most = max(BATCH_MAX, math.ceil(share * TICK_SPARE))
         boards: dict[WatchedPlaces, list[WatchedUser]] = {}
         taken = 0
