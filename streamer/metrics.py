@@ -91,9 +91,10 @@ PLACE_TURNS: Final = counter(
 )
 PLACE_LATE: Final = histogram(
     "ws_place_late_seconds",
-    "How long the first of the watched users whose turn has come has waited",
+    "Delay of the oldest turn that is due, at each tick with one",
     VIEWER_BUCKETS,
-    normal="below 0.2; above 1, places come half as often as they should",
+    normal="below 0.2, and up to 1 just after many viewers came; above 1 all the time, places come "
+    "less than half as often as they should",
 )
 SWEEP: Final = histogram(
     "ws_sweep_seconds",

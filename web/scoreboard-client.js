@@ -106,7 +106,7 @@ class Connection {
   /** @type {Readonly<Status>} */ #status = Object.freeze({ state: "connecting", ...NO_FAILURE });
   /** @type {Board | null} */ #board = null;
   /** @type {Board | null} */
-  #base = null; // the board, if this connection sent it: what a delta is applied to
+  #base = null; // the last board of this connection: what a delta is applied to
   /** @type {string | null} */ #token = null;
 
   /** @type {WebSocket | null} */ #socket = null;
@@ -342,26 +342,35 @@ class Connection {
     const isSnapshot = !this.#hasMessage;
     this.#setLive();
     this.#count(received.viewers);
-    // Positions of different boards do not compare; the server's default board can change.
-    const isOld = this.#board?.board === received.board && !isNewer(this.#board, received);
-    this.#base = isOld ? null : received;
-    if (this.#base === null) return;
-    this.#board = received;
-    this.#call("onBoard", received, { isSnapshot });
+    this.#base = received;
+    this.#deliver(received, isSnapshot);
   }
 
   /** @param {Delta} delta */
   #onDelta(delta) {
     this.#setLive();
-    // Boards of several partitions can differ between servers at the same position.
+    if (this.#base === null) return; // a board comes first
     const board = applyDelta(this.#base, delta);
-    if (board !== null) {
-      if (this.#viewers !== null) board.viewers = this.#viewers;
-      this.#board = this.#base = board;
-      this.#call("onBoard", board, { isSnapshot: false });
-    } else if (isAhead(this.#board, delta)) {
-      this.sync();
+    if (board === null) {
+      if (isAhead(this.#board, delta)) this.sync();
+      return;
     }
+    if (this.#viewers === null) delete board.viewers;
+    else board.viewers = this.#viewers;
+    this.#base = board;
+    this.#deliver(board, false);
+  }
+
+  /**
+   * @param {Board} board
+   * @param {boolean} isSnapshot
+   */
+  #deliver(board, isSnapshot) {
+    // Positions of different boards do not compare; the server's default board can change.
+    if (this.#board?.board === board.board && !isNewer(this.#board, board)) return;
+    // The page may change what it gets; the base of the next delta must stay as it is.
+    this.#board = { ...board, leaderboard: board.leaderboard.map((row) => ({ ...row })) };
+    this.#call("onBoard", this.#board, { isSnapshot });
   }
 
   /** @param {Place} place */

@@ -181,6 +181,7 @@ function isDelta(message) {
     typeof message.board === "string" &&
     Number.isSafeInteger(message.base) &&
     Number.isSafeInteger(message.count) &&
+    message.count >= 0 &&
     Array.isArray(message.changes) &&
     message.changes.every(isRow)
   );

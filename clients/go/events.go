@@ -65,6 +65,21 @@ func (d delta) appliedTo(board Board) (Board, bool) {
 	return board, len(rows) == d.Count
 }
 
+// copied returns a board that its receiver may change.
+func copied(board Board) Board {
+	board.Leaderboard = slices.Clone(board.Leaderboard)
+	board.Viewers = copiedNumber(board.Viewers)
+	return board
+}
+
+func copiedNumber(number *int64) *int64 {
+	if number == nil {
+		return nil
+	}
+	value := *number
+	return &value
+}
+
 // Place is where a watched user stands. Rank and Score are nil if it has no score.
 //
 // ToNext is the distance in points to the row ahead (nil at rank 1), ToTop that to rank 10 (nil
@@ -141,7 +156,11 @@ func parse(text []byte) (any, error) {
 		}
 		return board, err
 	case "delta":
-		return as[delta](text)
+		change, err := as[delta](text)
+		if err == nil && (change.Board == "" || change.Changes == nil || change.Count < 0) {
+			err = errors.New("a delta without board, changes or number of rows")
+		}
+		return change, err
 	case "place":
 		return as[Place](text)
 	case "heartbeat":

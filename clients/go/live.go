@@ -105,6 +105,7 @@ type LiveBoard struct {
 	main       string
 	conn       *websocket.Conn
 	stale      []string // boards that may be outdated, as this connection was told
+	left       []string // boards that were unsubscribed, and are still to be forgotten
 
 	// Only Run and what it calls use these.
 	token      string
@@ -134,7 +135,7 @@ type connected struct {
 	answers    chan bool // whether the server has accepted a new token
 	renewal    sync.WaitGroup
 	isRenewing bool
-	boards     map[string]Board // the last of each, if it was delivered: what deltas are applied to
+	boards     map[string]Board // the last of each that it sent: what deltas are applied to
 }
 
 type action int
@@ -212,6 +213,7 @@ func (l *LiveBoard) Subscribe(board string, window Window) {
 func (l *LiveBoard) Unsubscribe(board string) {
 	l.mutex.Lock()
 	delete(l.subscribed, board)
+	l.left = append(l.left, board)
 	l.setStale(board, false)
 	l.mutex.Unlock()
 	l.write(map[string]any{"type": "unsubscribe", "board": board})
@@ -392,6 +394,7 @@ func (l *LiveBoard) write(message any) {
 
 // onText handles what the server sends.
 func (l *LiveBoard) onText(ctx context.Context, now *connected, text []byte) {
+	l.forgetLeft(now)
 	message, err := parse(text)
 	if err != nil {
 		l.refused(Refused{Code: "bad-frame", Detail: err.Error()})
@@ -427,14 +430,31 @@ func (l *LiveBoard) onText(ctx context.Context, now *connected, text []byte) {
 			l.mutex.Lock()
 			l.setStale(message.Board, false)
 			l.mutex.Unlock()
-			delete(l.positions, message.Board)
-			delete(now.boards, message.Board)
+			l.forget(now, message.Board)
 			l.showLive(now)
 		}
 		now.answer(false)
 	case bye:
 		now.bye = &message
 	}
+}
+
+// forgetLeft forgets the boards that were unsubscribed.
+func (l *LiveBoard) forgetLeft(now *connected) {
+	l.mutex.Lock()
+	left := l.left
+	l.left = nil
+	l.mutex.Unlock()
+	for _, board := range left {
+		l.forget(now, board)
+	}
+}
+
+// forget forgets what was seen of a board.
+func (l *LiveBoard) forget(now *connected, board string) {
+	delete(l.positions, board)
+	delete(l.viewers, board)
+	delete(now.boards, board)
 }
 
 func (l *LiveBoard) onBoard(now *connected, board Board) {
@@ -446,15 +466,16 @@ func (l *LiveBoard) onBoard(now *connected, board Board) {
 	l.take(now, board)
 }
 
-// onDelta does not apply a delta to a board of another connection: those of several partitions can
-// differ between servers at the same position.
 func (l *LiveBoard) onDelta(now *connected, change delta) {
 	if !l.isWanted(change.Board) {
 		return
 	}
 	l.showLive(now)
 	base, isHeld := now.boards[change.Board]
-	if board, isBase := change.appliedTo(base); isHeld && isBase {
+	if !isHeld {
+		return // a board comes first
+	}
+	if board, isBase := change.appliedTo(base); isBase {
 		board.Viewers = l.viewers[change.Board]
 		l.take(now, board)
 	} else {
@@ -464,17 +485,16 @@ func (l *LiveBoard) onDelta(now *connected, change delta) {
 
 // take delivers a board, unless it is older than the one that was delivered.
 func (l *LiveBoard) take(now *connected, board Board) {
+	now.boards[board.Board] = board
 	seen := position{board.Epoch, board.Seq, board.Offset, board.Rows}
 	held, isHeld := l.positions[board.Board]
 	// Another window can be an older board.
 	isSameWindow := held.offset == seen.offset && held.rows == seen.rows
 	if isHeld && isSameWindow && held.epoch == seen.epoch && seen.seq < held.seq {
-		delete(now.boards, board.Board)
 		return
 	}
 	l.positions[board.Board] = seen
-	now.boards[board.Board] = board
-	l.call(func() { l.options.OnBoard(board) }, l.options.OnBoard != nil)
+	l.call(func() { l.options.OnBoard(copied(board)) }, l.options.OnBoard != nil)
 }
 
 func (l *LiveBoard) onHeartbeat(now *connected, beat heartbeat) {
@@ -496,7 +516,7 @@ func (l *LiveBoard) count(board string, viewers *int64) {
 		return
 	}
 	l.viewers[board] = viewers
-	l.call(func() { l.options.OnViewers(board, viewers) }, l.options.OnViewers != nil)
+	l.call(func() { l.options.OnViewers(board, copiedNumber(viewers)) }, l.options.OnViewers != nil)
 }
 
 // syncBehind asks for a board if the server has a newer one, and was not asked just now.

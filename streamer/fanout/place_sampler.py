@@ -1,22 +1,18 @@
 """Read the places of watched users: each once a second, where the board has changed.
 
-Every user has a turn once a second, in the order in which viewers began to watch. A tick reads the
-users whose turn has come, and not many more than its share of all: so the turns of users that came
-together spread over the second, and boards are sent in between. The users of a board are read in
-calls of up to 64, of which four are under way, over connections of their own: neither Redis nor the
-event loop is held for longer than these take, and reads of boards never wait for a connection.
-Notifications tell of the first ten rows only, so a tick first reads a board's position, with the
-row of rank 10. Names are read again without Redis: those that have arrived or changed once a
-second, all others once a minute, in slices.
+streamer.fanout.turns says whose turn has come. The users of a board are read in calls of up to 64,
+of which four are under way, over connections of their own: neither Redis nor the event loop is held
+for longer than these take, and reads of boards never wait for a connection. Notifications tell of
+the first ten rows only, so a tick first reads a board's position, with the row of rank 10. Names
+are read again without Redis: those that have arrived or changed once a second, all others once a
+minute, in slices.
 
-Invariants: ticks do not overlap; a user is read at most once a second, but for its first place; a
-board that cannot be read, or that is stale, gets no places, and the next turn tries again; an older
-state of a board is never sent.
+Invariants: ticks do not overlap; a board that cannot be read, or that is stale, gets no places, and
+later turns try again; an older state of a board is never sent.
 """
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Final
@@ -36,18 +32,13 @@ from scoreboard.store.client import make_client
 from streamer import metrics
 from streamer.fanout.hub import CHUNK, Hub
 from streamer.fanout.places import Places, WatchedPlaces, WatchedUser
-
-PERIOD_S: Final = 1.0
-"""Time from one turn of a user to the next one."""
-
-TICK_S: Final = 0.05
-"""Time from the start of a tick to that of the next one."""
+from streamer.fanout.turns import Turns
 
 TICK_PAUSE_S: Final = 0.01
-"""Least time between two ticks, if one takes longer than ``TICK_S``."""
+"""Least time between two ticks, if one takes longer than it should."""
 
-TICK_SPARE: Final = 1.25
-"""Users that a tick takes at most, as a multiple of its share of all."""
+RETRY_S: Final = 1.0
+"""Time in which a board is not read that could not be."""
 
 NAMES_S: Final = 1.0
 """Time between two looks for names that have arrived or changed."""
@@ -82,15 +73,11 @@ class PlaceSampler:
         """Connect to nothing yet. ``new`` is set when ``places`` has new users."""
         self._places = places
         self._new = new
-        self._ticked_at_s = 0.0
-        """When the last tick began: one that took long leaves a larger share to the next."""
-        self._turns: deque[tuple[float, WatchedUser]] = deque()
-        """When the next turn of each user comes, in this order. Users that nobody watches any more
-        are left out when their turn comes."""
+        self._turns = Turns(places)
         self._hub = hub
         self._names = names
         self._renamed: set[str] | None = set()
-        """Users whose names have arrived or changed since the last tick; None: any may have."""
+        """Users whose names have arrived or changed since the last look; None: any may have."""
         self._to_renew: list[WatchedUser] = []
         """The users whose names are still to be asked for in this turn."""
         self._renewed_at_s = -math.inf
@@ -100,7 +87,7 @@ class PlaceSampler:
             settings, redis_timeout_s=min(settings.redis_timeout_s, READ_TIMEOUT_S)
         )
         self._client = make_client(
-            settings, name="streamer-places", connections=READERS * CALLS + 1
+            settings, name="streamer-places", connections=(READERS + 1) * CALLS
         )
         self._store = Boards(self._client)
 
@@ -122,7 +109,7 @@ class PlaceSampler:
             self._new.clear()
             while (found := self._places.next_new(BATCH_MAX)) is not None:
                 board, users = found
-                self._turns.extend((now() + PERIOD_S, user) for user in users)
+                self._turns.begin(users, now())
                 await self._read_users(board, users)
                 await asyncio.sleep(NEW_PAUSE_S)
 
@@ -130,7 +117,10 @@ class PlaceSampler:
         loop = asyncio.get_running_loop()
         while True:
             started_at_s = loop.time()
-            boards = self._take_turns(started_at_s)
+            boards = self._turns.take(started_at_s)
+            if boards:
+                metrics.PLACE_LATE.observe(self._turns.late_s)
+                metrics.PLACE_TURNS.inc(sum(len(users) for users in boards.values()))
             left = iter(boards.items())
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(min(READERS, len(boards))):
@@ -138,31 +128,8 @@ class PlaceSampler:
             if self._places.sent:
                 metrics.PLACES_SENT.inc(self._places.sent)
                 self._places.sent = 0
-            # No turn comes before the first one, and those of new users come after a period.
-            first_s = self._turns[0][0] if self._turns else started_at_s + PERIOD_S
-            wait_s = max(started_at_s + TICK_S, first_s) - loop.time()
+            wait_s = self._turns.next_s(started_at_s) - loop.time()
             await asyncio.sleep(max(wait_s, TICK_PAUSE_S))
-
-    def _take_turns(self, now_s: float) -> dict[WatchedPlaces, list[WatchedUser]]:
-        """Return the users whose turn has come, by board, and give each its next turn."""
-        turns = self._turns
-        passed_s = max(now_s - self._ticked_at_s, TICK_S)
-        self._ticked_at_s = now_s
-        share = self._places.count * min(passed_s / PERIOD_S, 1.0)
-        most = max(BATCH_MAX, math.ceil(share * TICK_SPARE))
-        boards: dict[WatchedPlaces, list[WatchedUser]] = {}
-        taken = 0
-        while taken < most and turns and turns[0][0] <= now_s:
-            due_s, user = turns.popleft()
-            if not user.viewers:
-                continue
-            if not taken:
-                metrics.PLACE_LATE.observe(now_s - due_s)
-            taken += 1
-            boards.setdefault(user.board, []).append(user)
-            turns.append((now_s + PERIOD_S, user))
-        metrics.PLACE_TURNS.inc(taken)
-        return boards
 
     async def _read_boards(self, boards: Iterator[tuple[WatchedPlaces, list[WatchedUser]]]) -> None:
         for board, users in boards:
@@ -173,10 +140,11 @@ class PlaceSampler:
         top = await self._look(board)
         if top is None:
             return
-        users = [user for user in users if user.positions != top.positions]
-        left = iter(_in_calls(users, top))
+        moved = [user for user in users if user.positions != top.positions]
+        parts = _in_calls(moved, top)
+        left = iter(parts)
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(CALLS):
+            for _ in parts[:CALLS]:
                 tasks.create_task(self._read_parts(board, left, top))
 
     async def _read_parts(
@@ -200,16 +168,18 @@ class PlaceSampler:
     async def _look(self, board: WatchedPlaces) -> Window | None:
         """Read the position of a board and its row of rank 10; None if it has no place to send."""
         channel = self._hub.channels.get(board.name)
-        if channel is None or channel.is_stale:
+        loop, before = asyncio.get_running_loop(), board.positions
+        if channel is None or channel.is_stale or loop.time() < board.retry_at_s:
             return None
         try:
             top = await self._store.leaderboard(board.name, offset=WATCHED_TOP - 1, limit=1)
         except ScoreboardError as error:
             self._note_failure(board, error)
             return None
-        if is_older(top.positions, board.positions):
+        if is_older(top.positions, before):
             return None
-        board.positions = top.positions
+        if not is_older(top.positions, board.positions):  # it may have been looked at meanwhile
+            board.positions = top.positions
         return top
 
     async def _read(self, board: WatchedPlaces, users: Sequence[WatchedUser], top: Window) -> bool:
@@ -282,6 +252,7 @@ class PlaceSampler:
         if isinstance(error, InternalError) and not board.is_failing:
             _log.error("places_unreadable", board=board.name, reason=error.detail)
         board.is_failing = True
+        board.retry_at_s = asyncio.get_running_loop().time() + RETRY_S
 
 
 def _in_calls(users: Sequence[WatchedUser], top: Window) -> list[Sequence[WatchedUser]]:

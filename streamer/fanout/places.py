@@ -3,14 +3,15 @@
 A user that several viewers watch is read once and encoded once. A viewer has no queue: for each of
 its users it remembers the frame that it was sent, and gets the newest one when it can take data.
 
-Invariants: nothing is kept of a user that nobody watches; a place is never replaced by an older
-one; the number of watched users is bounded; users that viewers name leave half of it to viewers
-that watch themselves.
+Invariants: nothing is kept here of a user that nobody watches; a place is never replaced by an
+older one; the number of watched users is bounded; users that viewers name leave half of it to
+viewers that watch themselves.
 """
 
 from asyncio import TimerHandle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import islice, takewhile
 from math import inf
 from typing import Final, Protocol
 
@@ -47,6 +48,7 @@ class WatchedUser:
         "owners",
         "place",
         "positions",
+        "turn_s",
         "user_id",
         "viewers",
     )
@@ -61,6 +63,8 @@ class WatchedUser:
         """What ``frame`` shows."""
         self.positions: Positions = ()
         """Those of the board when the place was read."""
+        self.turn_s = inf
+        """When it is read the next time; before its first place was asked for, never."""
         self.frame = b""
         """The newest place, encoded; empty until the first."""
         self._at_ms = 0
@@ -107,16 +111,27 @@ class WatchedUser:
 class WatchedPlaces:
     """The watched users of one board."""
 
-    __slots__ = ("is_failing", "name", "new", "positions", "users")
+    __slots__ = ("is_failing", "name", "new", "positions", "retry_at_s", "users")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.users: dict[str, WatchedUser] = {}
+        """In the order of their turns."""
         self.new: dict[WatchedUser, None] = {}
         """Users whose first place was not asked for yet."""
         self.positions: Positions = ()
         """The newest that were read."""
         self.is_failing = False
+        self.retry_at_s = 0.0
+        """Until when it is not read, because it could not be."""
+
+    def next_users(self, until_s: float, most: int) -> list[WatchedUser]:
+        """Return up to ``most`` users whose turn comes until ``until_s``; they are last now."""
+        first = islice(self.users.values(), most)
+        found = list(takewhile(lambda user: user.turn_s <= until_s, first))
+        for user in found:
+            self.users[user.user_id] = self.users.pop(user.user_id)
+        return found
 
 
 class Places:

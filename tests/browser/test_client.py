@@ -284,22 +284,62 @@ async def test_a_delta_that_does_not_fit_makes_the_client_ask_for_the_board(
     assert site.received == [{"type": "sync"}]
 
 
-async def test_a_delta_to_a_board_of_another_connection_is_not_applied(connect, site: FakeSite):
+async def test_a_delta_is_applied_to_the_board_of_its_connection(connect, site: FakeSite):
     await site.send_board(("alice", 1), seq=6)
     client = await connect()
     await client.wait_for_board(1, 6)
-    site.seq = 5
+    carol = {"rank": 1, "userId": "carol", "score": 9}
+    site.seq, site.rows = 5, [carol]
     await site.close_viewers(1012)
     await wait_for_handshakes(site, 2)
     await client.wait_for_status("live")
 
-    await site.send(**delta(5, 6, 1, {"rank": 1, "userId": "bob", "score": 2}))
-    site.seq = 8
-    await site.send(**delta(6, 7, 1, {"rank": 1, "userId": "bob", "score": 3}))
+    await site.send(**delta(5, 6, 2, {"rank": 2, "userId": "bob", "score": 2}))
+    await site.send(**delta(6, 7, 2, {"rank": 2, "userId": "bob", "score": 3}))
 
-    await client.wait_for_board(1, 8)
-    assert await client.positions() == [[1, 6], [1, 8]]
-    assert site.received == [{"type": "sync"}]
+    await client.wait_for_board(1, 7)
+    assert await client.positions() == [[1, 6], [1, 6], [1, 7]]
+    rows = await client.recorded("connection.board.leaderboard")
+    assert rows == [carol, {"rank": 2, "userId": "bob", "score": 3}]
+    assert site.received == []
+
+
+async def test_a_page_may_change_the_board_that_it_gets(connect, site: FakeSite):
+    rows = [{"rank": rank, "userId": f"u{rank}", "score": 10 - rank} for rank in (1, 2, 3)]
+    site.rows = rows
+    client = await connect()
+    await client.wait_for_board(1, 0)
+    change = "connection.board.leaderboard.reverse().forEach((row) => { row.score = 0; }); 0"
+    await client.page.evaluate(change)
+
+    await site.send(**delta(0, 1, 3, rows[0] | {"score": 20}))
+    await client.wait_for_board(1, 1)
+    assert await client.recorded("connection.board.leaderboard") == [
+        rows[0] | {"score": 20},
+        *rows[1:],
+    ]
+
+
+async def test_viewers_that_are_not_known_any_more_are_not_shown_again(connect, site: FakeSite):
+    await site.send_board(("alice", 1))
+    client = await connect()
+    await client.wait_for_board(1, 1)
+    await site.send(**site.board_message(viewers=5))
+    await site.send(type="heartbeat", board="main", epoch=1, seq=1, at=0)
+    await site.send(**delta(1, 2, 1))
+
+    await client.wait_for_board(1, 2)
+    assert await client.recorded("viewers") == [5, None]
+    assert "viewers" not in await client.recorded("connection.board")
+
+
+async def test_a_server_without_the_compact_form_is_followed(connect, site: FakeSite):
+    site.forms = ("scoreboard.v1",)
+    client = await connect(token=token_until(time.time() + 600))
+    await site.send_board(("alice", 1))
+
+    await client.wait_for_board(1, 1)
+    await client.wait_for_status("live")
 
 
 async def test_board_with_another_name_is_reported_and_ignored(connect, site: FakeSite):
@@ -338,6 +378,7 @@ async def test_heartbeat_ahead_of_the_client_sends_a_sync(connect, site: FakeSit
         '{"type":"leaderboard","board":"main","epoch":1,"seq":5,"leaderboard":[null]}',
         '{"type":"heartbeat"}',
         '{"type":"delta","board":"main","epoch":1,"base":0,"seq":5,"count":1}',
+        '{"type":"delta","board":"main","epoch":1,"base":0,"seq":5,"count":-1,"changes":[]}',
         '{"type":"delta","board":"main","epoch":1,"base":0,"seq":5,"count":1,"changes":[{}]}',
     ],
 )

@@ -1,6 +1,6 @@
 """Each client as a program, the scripted servers, and a running system."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from tests.clients.programs import (
     running,
 )
 from tests.support.servers.system import System
+
+FORMS = ("scoreboard.v1.delta", "scoreboard.v1")
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +54,8 @@ def streamer() -> Iterator[Callable[..., Streamer]]:
     """Return a function that starts a streamer with a script for each connection."""
     with ExitStack() as stack:
 
-        def begin(*scripts: Script | Refusal) -> Streamer:
-            server = Streamer(scripts)
+        def begin(*scripts: Script | Refusal, subprotocols: Sequence[str] = FORMS) -> Streamer:
+            server = Streamer(scripts, subprotocols)
             stack.enter_context(running(server))
             return server
 

@@ -180,14 +180,14 @@ class Viewer:
 class Streamer:
     """A streamer that follows scripts: one for each connection, the last one for all later."""
 
-    def __init__(self, scripts: Sequence[Script | Refusal]) -> None:
+    def __init__(self, scripts: Sequence[Script | Refusal], subprotocols: Sequence[str]) -> None:
         self.scripts = scripts
         self.requests: list[Request] = []
         self._server = serve(
             self._serve,
             "127.0.0.1",
             0,
-            subprotocols=[Subprotocol("scoreboard.v1.delta"), Subprotocol("scoreboard.v1")],
+            subprotocols=[Subprotocol(name) for name in subprotocols],
             process_request=self._accept,
         )
         self.url = f"ws://127.0.0.1:{self._server.socket.getsockname()[1]}/ws/scoreboard"

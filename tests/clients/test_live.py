@@ -4,12 +4,13 @@ The same tests run for all of them: one client as three programs.
 """
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.clients.programs import Start, Streamer, Viewer
+from tests.clients.programs import WITHIN_S, Start, Streamer, Viewer
 
 Serve = Callable[..., Streamer]
 QUICK = {"firstWaitS": 0.05, "ceilingS": 0.1}
@@ -240,28 +241,112 @@ def test_a_delta_to_another_board_is_not_shown(start: Start, streamer: Serve) ->
     assert positions == [[1, 4], [1, 6], [2, 7]]
 
 
-def test_a_delta_to_a_board_of_another_connection_is_not_shown(
-    start: Start, streamer: Serve
-) -> None:
+def test_a_delta_is_applied_to_the_board_of_its_connection(start: Start, streamer: Serve) -> None:
+    bob = {"rank": 2, "userId": "bob", "score": 1}
+
     def leave(viewer: Viewer) -> None:
         viewer.board(5)
         viewer.close(1012)
 
     def behind(viewer: Viewer) -> None:
-        viewer.board(4)
-        viewer.delta(4, 5)
-        viewer.delta(5, 6)
-        assert viewer.receive() == {"type": "sync"}
-        viewer.board(7)
-        viewer.delta(7, 8)
+        viewer.board(4, leaderboard=[{"rank": 1, "userId": "cid", "score": 9}])
+        viewer.delta(4, 5, count=2, changes=[bob])
+        viewer.delta(5, 6, count=2, changes=[bob])
         viewer.wait()
 
     server = streamer(leave, behind)
     with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url, patience=QUICK) as program:
-        program.until("board", position=[1, 8])
+        program.until("board", position=[1, 6])
+
+    boards = [one for one in program.events if one["event"] == "board"]
+    assert [one["position"] for one in boards] == [[1, 5], [1, 5], [1, 6]]
+    assert boards[1]["rows"] == boards[2]["rows"] == [[1, "cid", "", 9], [2, "bob", "", 1]]
+
+
+def test_deltas_of_a_further_board_are_applied_while_it_is_subscribed(
+    start: Start, streamer: Serve
+) -> None:
+    gone = threading.Event()
+
+    def script(viewer: Viewer) -> None:
+        viewer.receive()
+        viewer.delta(6, 7, board="weekly")  # of an earlier subscription
+        viewer.board(1)
+        viewer.board(7, board="weekly")
+        viewer.delta(7, 8, board="weekly")
+        viewer.delta(1, 2)
+        assert viewer.receive()["type"] == "unsubscribe"
+        viewer.delta(8, 9, board="weekly")
+        viewer.delta(2, 3)
+        gone.set()
+        assert viewer.receive()["type"] == "subscribe"
+        viewer.delta(9, 10, board="weekly")
+        viewer.board(10, board="weekly")
+        viewer.wait()
+
+    server = streamer(script)
+    weekly = {"board": "weekly", "rows": 10, "offset": 0}
+    with start(
+        do="live", url="http://127.0.0.1:1", liveUrl=server.url, board="main", subscribe=[weekly]
+    ) as program:
+        program.until("board", position=[1, 2])
+        program.tell(unsubscribe="weekly")
+        assert gone.wait(WITHIN_S)
+        program.until("board", position=[1, 3])
+        program.tell(subscribe=weekly)
+        program.until("board", position=[1, 10])
+
+    boards = [one for one in program.events if one["event"] == "board"]
+    assert [one["position"][1] for one in boards if one["board"] == "main"] == [1, 2, 3]
+    assert [one["position"][1] for one in boards if one["board"] == "weekly"] == [7, 8, 10]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"board": "main", "epoch": 1, "base": 1, "seq": 2},
+        {"board": "main", "epoch": 1, "base": 1, "seq": 2, "count": 1},
+        {"board": "main", "epoch": 1, "base": 1, "seq": 2, "count": "1", "changes": []},
+        {"board": "main", "epoch": 1, "base": 1, "seq": 2, "count": -1, "changes": []},
+    ],
+)
+def test_an_incomplete_delta_is_reported_and_changes_nothing(
+    start: Start, streamer: Serve, members: dict[str, object]
+) -> None:
+    def script(viewer: Viewer) -> None:
+        viewer.board(1)
+        viewer.send("delta", **members)
+        viewer.board(3)
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url) as program:
+        program.until("board", position=[1, 3])
+
+    assert [one["code"] for one in program.events if one["event"] == "refused"] == ["bad-frame"]
+    positions = [one["position"] for one in program.events if one["event"] == "board"]
+    assert positions == [[1, 1], [1, 3]]
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(2, []), (2, [3]), (3, [3]), (1, [0]), (1, [2])])
+def test_a_delta_that_does_not_fit_makes_the_client_ask_for_the_board(
+    start: Start, streamer: Serve, count: int, ranks: list[int]
+) -> None:
+    def script(viewer: Viewer) -> None:
+        changes = [{"rank": rank, "userId": f"u{rank}", "score": 1} for rank in ranks]
+        viewer.board(1)
+        viewer.delta(1, 2, count=count, changes=changes)
+        assert viewer.receive() == {"type": "sync"}
+        viewer.board(3)
+        viewer.wait()
+
+    server = streamer(script)
+    with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url) as program:
+        program.until("board", position=[1, 3])
 
     positions = [one["position"] for one in program.events if one["event"] == "board"]
-    assert positions == [[1, 5], [1, 7], [1, 8]]
+    assert positions == [[1, 1], [1, 3]]
 
 
 def test_viewers_that_are_not_known_any_more_are_told(start: Start, streamer: Serve) -> None:
@@ -504,7 +589,7 @@ def test_places_windows_and_boards_are_asked_for_on_each_connection(
 def test_a_plain_viewer_asks_for_nothing_that_an_earlier_server_refuses(
     start: Start, streamer: Serve
 ) -> None:
-    server = streamer(steady)
+    server = streamer(steady, subprotocols=["scoreboard.v1"])
     with start(do="live", url="http://127.0.0.1:1", liveUrl=server.url) as program:
         program.until("board")
 

@@ -27,7 +27,7 @@ SPREAD = Board("spread", layout=Layout(partitions=8))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.fanout.place_sampler.PERIOD_S", 0.1)
+    monkeypatch.setattr("streamer.fanout.turns.PERIOD_S", 0.1)
 
 
 @asynccontextmanager

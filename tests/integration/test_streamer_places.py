@@ -49,13 +49,13 @@ Turns = Callable[[], Awaitable[None]]
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.fanout.place_sampler.PERIOD_S", 0.1)
+    monkeypatch.setattr("streamer.fanout.turns.PERIOD_S", 0.1)
     monkeypatch.setattr("streamer.fanout.place_sampler.NAMES_S", 0.1)
 
 
 @pytest.fixture
 def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.fanout.place_sampler.PERIOD_S", 3600.0)
+    monkeypatch.setattr("streamer.fanout.turns.PERIOD_S", 3600.0)
 
 
 @pytest.fixture
@@ -447,27 +447,6 @@ async def test_a_user_that_was_read_in_an_older_state_is_read_again(
     later = msgspec.structs.replace(top, seq=top.seq + 1, positions=((top.epoch, top.seq + 1),))
     assert await sampler._read(board, [user], later)
     assert user.positions == top.positions
-
-
-async def test_turns_of_users_that_came_together_are_spread(
-    start_streamer: StartStreamer, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("streamer.fanout.place_sampler.BATCH_MAX", 2)
-    running = await start_streamer(scores=TWENTY)
-    sampler, sizes = running.streamer._sampler, list[int]()
-    take = sampler._take_turns
-
-    def record(now_s: float) -> Any:
-        taken = take(now_s)
-        sizes.extend(len(users) for users in taken.values())
-        return taken
-
-    monkeypatch.setattr(sampler, "_take_turns", record)
-    for one in range(8):
-        viewer = await connect(running.port)
-        await watch(viewer, *(f"{one}-{number}" for number in range(5)))
-    await eventually_async(lambda: sum(sizes) >= 80)
-    assert max(sizes) <= 3, "a tick takes its share, 40 / 20, and a quarter more"
 
 
 async def settled(viewer: RawViewer, rows: Sequence[Row], user_id: str) -> None:

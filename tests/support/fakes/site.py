@@ -84,6 +84,8 @@ class FakeSite:
     requests: list[str] = field(default_factory=list)
     frame_origins: str = ""
     """The origins whose pages may show `/embed`."""
+    forms: tuple[str, ...] = ("scoreboard.v1", "scoreboard.v1.delta")
+    """The subprotocols that the streamer knows; the first one that is offered is selected."""
     framed: str = ""
     """The address of the frame of `/foreign.html`; empty: it has none."""
     viewers: set[ServerConnection] = field(default_factory=set)
@@ -98,7 +100,7 @@ class FakeSite:
             HOST,
             0,
             process_request=self._serve_page,
-            select_subprotocol=_select_subprotocol,
+            select_subprotocol=self._select_subprotocol,
             close_timeout=0.5,
         )
         return self
@@ -132,7 +134,7 @@ class FakeSite:
             HOST,
             self._ws_port,
             process_request=self._handle_handshake,
-            select_subprotocol=_select_subprotocol,
+            select_subprotocol=self._select_subprotocol,
             ping_interval=None,
             close_timeout=0.5,
         )
@@ -199,6 +201,9 @@ class FakeSite:
             pass
         finally:
             self.viewers.discard(viewer)
+
+    def _select_subprotocol(self, viewer: ServerConnection, offered: Any) -> str:
+        return next(name for name in offered if name in self.forms)
 
     def _handle_handshake(self, viewer: ServerConnection, request: Request) -> Response | None:
         offered = ",".join(request.headers.get_all("Sec-WebSocket-Protocol"))

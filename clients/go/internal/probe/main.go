@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -226,6 +227,7 @@ func live(ctx context.Context, client *scoreboard.Client, o order) {
 				"board": b.Board, "position": []int64{b.Epoch, b.Seq}, "rows": rows, "offset": b.Offset,
 				"viewers": b.Viewers, "season": b.Season,
 			})
+			slices.Reverse(b.Leaderboard) // later boards must not notice
 		},
 		OnPlace: func(p scoreboard.Place) {
 			show("place", map[string]any{

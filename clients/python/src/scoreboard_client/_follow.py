@@ -187,7 +187,7 @@ class _Connected:
     bye: Bye | None = None
     stale: set[str] = field(default_factory=set)
     boards: dict[str, Board] = field(default_factory=dict)
-    """The boards that this connection sent last, if they were delivered: bases of deltas."""
+    """The last of each board that this connection sent: what deltas are applied to."""
 
 
 class Follower:
@@ -405,23 +405,23 @@ class Follower:
 
     def _take(self, board: Board) -> Steps:
         """Deliver a board, unless it is older than the one that was delivered."""
+        self._now.boards[board.board] = board
         seen = _Position(board.epoch, board.seq, (board.offset, board.rows))
         held = self._positions.get(board.board)
         # Another window can be an older board.
         if held and (held.epoch, held.window) == (seen.epoch, seen.window) and seen.seq < held.seq:
-            self._now.boards.pop(board.board, None)
             return
         self._positions[board.board] = seen
-        self._now.boards[board.board] = board
         yield Emit(board)
 
     def _on_delta(self, delta: Delta) -> Steps:
         if not self._is_followed(delta.board):
             return
         yield from self._show_live()
-        # Boards of several partitions can differ between servers at the same position.
         base = self._now.boards.get(delta.board)
-        board = delta.applied_to(base) if base is not None else None
+        if base is None:
+            return  # a board comes first
+        board = delta.applied_to(base)
         if board is not None:
             yield from self._take(replace(board, viewers=self._viewers.get(delta.board)))
         else:

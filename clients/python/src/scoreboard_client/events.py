@@ -1,9 +1,9 @@
 """What a live board delivers: boards, places, the state of the connection, refused messages."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import UNSET, DecodeError, Struct, UnsetType, convert, field, json
+from msgspec import UNSET, DecodeError, Meta, Struct, UnsetType, convert, field, json
 from msgspec.structs import replace
 
 State = Literal["connecting", "live", "stale", "reconnecting", "stopped"]
@@ -47,7 +47,7 @@ class Delta(Struct, frozen=True, kw_only=True):
     epoch: int
     base: int
     seq: int
-    count: int
+    count: Annotated[int, Meta(ge=0)]
     changes: tuple[Row, ...]
     at: int = 0
     offset: int = 0
@@ -60,7 +60,8 @@ class Delta(Struct, frozen=True, kw_only=True):
             return None
         rows = {row.rank: row for row in (*base.leaderboard[: self.count], *self.changes)}
         best_first = tuple(rows[rank] for rank in sorted(rows))
-        if len(best_first) != self.count:
+        ranks = range(self.offset + 1, self.offset + self.count + 1)
+        if [row.rank for row in best_first] != list(ranks):
             return None
         return replace(base, seq=self.seq, at=self.at, leaderboard=best_first)
 
