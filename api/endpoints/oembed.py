@@ -62,8 +62,12 @@ def describe(query: bytes, host: str) -> OEmbedReply:
     shown = _parameters_of(page)
     rows = int(shown.get("rows", WATCHED_TOP))
     width = min(WIDTH, _limit(given, "maxwidth", WIDTH))
-    height = EDGE_HEIGHT + rows * ROW_HEIGHT
-    height = min(height, _limit(given, "maxheight", height))
+    highest = _limit(given, "maxheight", EDGE_HEIGHT + rows * ROW_HEIGHT)
+    fitting = max((highest - EDGE_HEIGHT) // ROW_HEIGHT, 1)
+    if fitting < rows:
+        rows = fitting
+        shown["rows"] = str(rows)
+    height = min(EDGE_HEIGHT + rows * ROW_HEIGHT, highest)
     origin = f"{page.scheme.lower()}://{page.netloc.lower()}"
     source = f"{origin}{EMBED}" + (f"?{urlencode(shown)}" if shown else "")
     title = f"Scoreboard: {shown['board']}" if "board" in shown else "Scoreboard"

@@ -169,8 +169,12 @@ class Bye(Message, frozen=True, tag="bye", rename=None):
 
 
 def difference(base: Leaderboard, new: Leaderboard) -> Delta | None:
-    """Return the delta from one board of a window to the next; None if not only rows differ."""
-    if (base.epoch, base.season, base.ends_at) != (new.epoch, new.season, new.ends_at):
+    """Return the delta from one board of a window to the next; None if not only rows differ.
+
+    A delta has no number of viewers: a board with another one than before is sent whole.
+    """
+    same = (base.epoch, base.season, base.ends_at, base.viewers)
+    if same != (new.epoch, new.season, new.ends_at, new.viewers):
         return None
     old = base.leaderboard
     changes = tuple(

@@ -128,6 +128,20 @@ async def test_a_refused_board_is_explained_and_tried_again(
     await expect(page.locator("#note")).to_be_hidden()
 
 
+@pytest.mark.parametrize("rows", [10, 5, 1])
+@pytest.mark.parametrize("size", [(600, 400), (1920, 1080), (800, 300)])
+async def test_the_overlay_is_as_large_as_its_rows_allow(
+    open_page: OpenPage, site: FakeSite, size: tuple[int, int], rows: int
+):
+    await site.send_board(*((f"player{number}", 100 - number) for number in range(10)))
+    viewport = {"width": size[0], "height": size[1]}
+    page = await open_page(f"{site.url}overlay?rows={rows}", viewport=viewport)
+    await expect(page.locator(".row")).to_have_count(rows)
+    last = await page.locator(".row").last.bounding_box()
+    assert last is not None
+    assert last["y"] + last["height"] <= size[1]
+
+
 async def test_opaque_ids_have_a_short_form(open_page: OpenPage, site: FakeSite):
     await site.send_board(("9f1c2d34-5b6a-4c7d-8e9f-0a1b2c3d4e5f", 10))
     page = await open_page(f"{site.url}overlay")

@@ -405,6 +405,30 @@ async def test_the_wall_has_the_whole_board_and_a_qr_code(
     assert small >= 26
 
 
+@pytest.mark.parametrize("size", [(1920, 1080), (1280, 900), (1080, 1920), (390, 844)])
+async def test_the_wall_has_room_for_a_place_below_the_board(
+    open_page: OpenPage, site: FakeSite, size: tuple[int, int]
+):
+    await site.send_board(*TEN)
+    viewport = {"width": size[0], "height": size[1]}
+    page = await open_page(f"{site.url}?wall=1&player=me", viewport=viewport)
+    await expect(page.locator(".row")).to_have_count(10)
+    await send_place(site)
+    own = page.locator("#place .row")
+    await expect(own).to_be_in_viewport(ratio=0.99)
+
+    box, last = await own.bounding_box(), await page.locator("#rows .row").nth(9).bounding_box()
+    assert box is not None
+    assert last is not None
+    assert last["y"] + last["height"] <= box["y"]
+    sprite = await own.locator(".sprite").bounding_box()
+    name = await own.locator(".name").bounding_box()
+    assert sprite is not None
+    assert name is not None
+    assert sprite["x"] + sprite["width"] <= name["x"]
+    assert await page.evaluate("document.documentElement.scrollHeight - innerHeight") <= 0
+
+
 async def test_the_qr_code_is_the_address_of_the_page(open_page: OpenPage, site: FakeSite):
     await site.send_board(("alice", 30))
     page = await open_page(f"{site.url}?wall=1&player=me#rows")

@@ -93,3 +93,6 @@ def test_the_frame_is_as_high_as_its_rows_and_within_the_limits() -> None:
     assert (small["width"], small["height"]) == (200, 100)
     sizes = re.findall(r'(?:width|height)="(\d+)"', str(small["html"]))
     assert sizes == ["200", "100"]
+    assert f"https://{HOST}/embed?rows=1&quot;" in str(small["html"]).replace('"', "&quot;")
+    lower = frame(f"https://{HOST}/?rows=7", maxheight="199")
+    assert (lower["height"], "rows=3" in str(lower["html"])) == (180, True)

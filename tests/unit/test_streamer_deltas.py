@@ -159,6 +159,19 @@ def test_a_joining_viewer_and_a_heartbeat_have_the_newest_number_of_viewers() ->
     assert b"viewers" not in channel.first_frame
 
 
+def test_another_number_of_viewers_sends_the_board_whole() -> None:
+    channel = Channel("main", lambda: None)
+    scores = {f"user{number}": 100 - number for number in range(10)}
+    client = Client(channel)
+    for seq in range(1, 7):
+        if seq in {3, 6}:
+            channel.set_viewers(seq if seq == 3 else UNSET)
+        scores["user0"] += 1
+        channel.publish(Leaderboard("main", 1, seq, 0, rows_of(scores, TOP)), 0, 0)
+        client.push()
+    assert client.kinds == ["leaderboard", "delta", "leaderboard", "delta", "delta", "leaderboard"]
+
+
 @pytest.mark.parametrize(("rows", "most"), [(10, 0.4), (100, 0.1)])
 def test_a_change_of_one_row_is_much_smaller_as_a_delta(rows: int, most: float) -> None:
     channel = Channel("main", lambda: None, Span(0, rows))
