@@ -98,6 +98,16 @@ test("the place of a watched user arrives", async (t) => {
   assert.deepEqual(streamer.received, [{ type: "watch", userIds: ["zoe"] }]);
 });
 
+test("a change arrives as a delta", async (t) => {
+  const changes = [{ rank: 2, userId: "bob", score: 9 }];
+  const delta = { type: "delta", board: "main", epoch: 1, base: 1, seq: 2, at: 2, count: 2, changes };
+  const streamer = await stream(t, board(1, ["alice", 10]), delta);
+
+  const boards = await values(t, "onBoard", 2, { url: streamer.url });
+
+  assert.deepEqual(boards[1], { ...board(2, ["alice", 10], ["bob", 9]), at: 2 });
+});
+
 test("a client follows the board with its own token and address", async (t) => {
   const streamer = await stream(t, board(1));
   let calls = 0;
@@ -110,7 +120,7 @@ test("a client follows the board with its own token and address", async (t) => {
   await values(t, "onBoard", 1, {}, (options) => client.connect(options));
 
   assert.deepEqual(streamer.urls, ["/ws/scoreboard"]);
-  assert.match(streamer.protocols[0], /^scoreboard\.v1, ?bearer\.token-1$/);
+  assert.match(streamer.protocols[0], /^scoreboard\.v1\.delta, ?scoreboard\.v1, ?bearer\.token-1$/);
   assert.equal(calls, 1);
 });
 
