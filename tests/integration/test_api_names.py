@@ -149,7 +149,9 @@ async def test_an_unresponsive_database_occupies_few_requests(
     start_api: StartApi, database_url: str, proxy: Proxy
 ) -> None:
     client = await start_api(
-        database_url=proxy.through(database_url), requests_in_flight=WAITING_MAX + 8
+        database_url=proxy.through(database_url),
+        requests_in_flight=WAITING_MAX + 8,
+        redis_timeout_s=10,
     )
     for number in range(60):
         await client.update(f"user{number}", headers=client.bearer("server", "update:score:any"))
