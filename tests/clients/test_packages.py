@@ -15,6 +15,7 @@ import pytest
 
 from scoreboard.security.tokens import READ, UPDATE
 from tests.clients.programs import GO, PYTHON, Streamer, Viewer, go
+from tests.support.eventually import eventually
 from tests.support.repository import ROOT
 from tests.support.servers.system import System
 
@@ -52,6 +53,18 @@ def run(command: list[str], cwd: Path, env: dict[str, str] | None = None) -> str
     return done.stdout
 
 
+def prints_a_board(command: list[str], cwd: Path, env: dict[str, str]) -> None:
+    """Check that an example prints a score and rows."""
+
+    def rows() -> list[str]:
+        score, *printed = run(command, cwd, env).splitlines()
+        assert int(score) >= 10
+        return printed
+
+    # On a busy machine viewers still get the empty board just after the first action.
+    eventually(rows)
+
+
 def test_the_clients_have_the_version_of_the_service() -> None:
     python = tomllib.loads((PYTHON / "pyproject.toml").read_text())["project"]["version"]
     (in_go,) = re.findall(r'const Version = "(.*)"', (GO / "client.go").read_text())
@@ -81,19 +94,8 @@ def test_the_example_of_the_python_readme_runs(
     text = examples(PYTHON, "python")[0]
     assert text.strip().count("\n") == 9
 
-    printed = run(
-        [
-            sys.executable,
-            "-c",
-            text.replace(f"{ADDRESS}, token", f'"{system.api}", "{token}", live_url="{system.ws}"'),
-        ],
-        tmp_path,
-        installed,
-    )
-
-    score, *rows = printed.splitlines()
-    assert int(score) >= 10
-    assert rows
+    code = text.replace(f"{ADDRESS}, token", f'"{system.api}", "{token}", live_url="{system.ws}"')
+    prints_a_board([sys.executable, "-c", code], tmp_path, installed)
 
 
 def test_the_asyncio_example_of_the_python_readme_runs(
@@ -140,13 +142,8 @@ def test_the_example_of_the_go_readme_runs(system: System, tmp_path: Path) -> No
     )
     go("build", "-o", "example", ".", cwd=tmp_path)
 
-    printed = run(
-        [str(tmp_path / "example")], tmp_path, os.environ | {"TOKEN": system.token("alice")}
-    )
-
-    score, *rows = printed.splitlines()
-    assert int(score) >= 10
-    assert rows
+    environment = os.environ | {"TOKEN": system.token("alice")}
+    prints_a_board([str(tmp_path / "example")], tmp_path, environment)
 
 
 def test_the_go_client_is_formatted_vetted_and_passes_its_tests() -> None:
