@@ -3,7 +3,7 @@
 Only files that exist in the folder at startup have a path, so no request can name another file. The
 live page is served with its modules merged into one file (api.endpoints.merged_page). A strict
 Content-Security-Policy lets a page load from this origin only, and connect only to this origin, the
-streamer and the issuer that signs players in. Only ``/embed``, which signs nobody in and has no
+streamer and the issuer that signs players in. Only ``/embed``, which has no sign-in and no
 controls, can be in a frame of another page.
 """
 

@@ -239,7 +239,7 @@ public sealed class ScoreboardClient
         return Limited(LinkS, stop, limit => socket.SendAsync(bytes, WebSocketMessageType.Text, true, limit));
     }
 
-    /// <summary>Do something that a dead network can hold up for ever.</summary>
+    /// <summary>Do something that would not end on a dead network, with a time limit.</summary>
     static async Task Limited(double seconds, CancellationToken stop, Func<CancellationToken, Task> act)
     {
         using (var limit = CancellationTokenSource.CreateLinkedTokenSource(stop))

@@ -134,7 +134,7 @@ export function retry(key) {
  */
 export function placeOf({ places, watched }, user) {
   if (user) return places.get(user) ?? null;
-  // What nobody asked for is that of the token's holder.
+  // A place that was not asked for is that of the token's holder.
   return [...places.values()].find(({ userId }) => !watched.includes(userId)) ?? null;
 }
 
@@ -195,7 +195,7 @@ class SharedBoard {
   #watch() {
     const users = [...new Set([...this.#followers].flatMap(({ user }) => user || []))];
     const watched = users.slice(0, WATCHED_MAX);
-    // Nobody is unwatched while it lingers: the same part of the page may come back.
+    // Users stay watched while it lingers: the same part of the page may come back.
     const { places, watched: before } = this.snapshot;
     if (this.#followers.size === 0 || String(watched) === String(before)) return;
     this.#connection.watch(watched);

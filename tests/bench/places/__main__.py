@@ -11,16 +11,13 @@ update was sent until its viewer has the place.
 
 import argparse
 import asyncio
-import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import redis.asyncio as aioredis
@@ -34,7 +31,7 @@ from scoreboard.store.keys import PartitionKeys
 from tests.bench.machine import cpu_s
 from tests.bench.places.viewers import user_id
 from tests.bench.rows import Recorder
-from tests.bench.ws.__main__ import WARM_UP_S, open_main, serving
+from tests.bench.ws.__main__ import WARM_UP_S, ViewersProcess, open_main, serving
 from tests.support.clients.viewer import playing
 
 KEYS = PartitionKeys(Partition("main"))
@@ -68,43 +65,6 @@ PLACE_METRICS = (
 )
 
 Figures = dict[str, float]
-
-
-class ViewersProcess:
-    """The process that holds the viewers."""
-
-    def __init__(self, port: int, viewers: int, every: int) -> None:
-        words = ["-m", "tests.bench.places.viewers", str(port), str(viewers), str(every)]
-        self._process = subprocess.Popen(
-            [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._line() == "ready"
-
-    def begin(self) -> None:
-        self._send("begin")
-
-    def end(self) -> Any:
-        self._send("end")
-        found = json.loads(self._line())
-        self._process.wait(30)
-        return found
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and not pipe.closed:
-                pipe.close()
-
-    def _send(self, word: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(word + "\n")
-        self._process.stdin.flush()
-
-    def _line(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
 
 
 async def fill(redis_url: str, members: int) -> None:
@@ -145,7 +105,7 @@ async def change(
                 before_s = time.monotonic()
                 sent[await submit(f"player-{number % 10:0>28}", 10_000)] = before_s
                 next_s += random.uniform(0.9, 1.1) / top_per_s
-                await asyncio.sleep(max(0.0, next_s - loop.time()))
+                await asyncio.sleep(max(0.0, next_s - loop.time()))  # pace: of the load
 
         async def change_users() -> None:
             next_s = loop.time()
@@ -159,7 +119,7 @@ async def change(
                 await submit(user, 1)
                 own.append((user, scores[user], before_s))
                 next_s += random.uniform(0.5, 1.5) / OWN_PER_S
-                await asyncio.sleep(max(0.0, next_s - loop.time()))
+                await asyncio.sleep(max(0.0, next_s - loop.time()))  # pace: of the load
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(change_users())
@@ -218,15 +178,17 @@ def measure(
         tempfile.TemporaryDirectory() as folder,
         serving("ours", redis_url, Path(folder), more) as (port, pid),
     ):
-        process = ViewersProcess(port, viewers, every if watches else 0)
+        process = ViewersProcess(
+            "tests.bench.places.viewers", port, viewers, every if watches else 0
+        )
         try:
             asyncio.run(change(redis_url, WARM_UP_S, top_per_s, users))
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_S)  # pace: part of the measured time
             process.begin()
             before, cpu_before_s, began_s = scrape(metrics_port), cpu_s(pid), time.monotonic()
             redis_before_s = asyncio.run(redis_cpu_s(redis_url))
             sent, own = asyncio.run(change(redis_url, seconds, top_per_s, users))
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_S)  # pace: part of the measured time
             elapsed_s = time.monotonic() - began_s
             used_s = cpu_s(pid) - cpu_before_s
             redis_s = asyncio.run(redis_cpu_s(redis_url)) - redis_before_s

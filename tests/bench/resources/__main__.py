@@ -34,7 +34,7 @@ from tests.bench.machine import family_cpu_s
 from tests.bench.reseed.__main__ import fill as fill_ledger
 from tests.bench.resources.processes import Service, Use, run_job, service, use_of
 from tests.bench.rows import Recorder
-from tests.bench.ws.__main__ import ViewersProcess, publish
+from tests.bench.ws.__main__ import VIEWERS_MODULE, ViewersProcess, publish
 from tests.support.eventually import eventually
 from tests.support.fakes.tokens import ISSUER
 from tests.support.servers.rotated import Rotated
@@ -207,7 +207,7 @@ def streamer(servers: Servers, _: Path, *, seconds: float) -> Iterator[Row]:
             if not count:
                 yield from idle("streamer", process, seconds)
                 continue
-            viewers = ViewersProcess(port, count, 0)
+            viewers = ViewersProcess(VIEWERS_MODULE, port, count, 0)
             try:
                 before = process.use()
                 time.sleep(seconds)

@@ -44,7 +44,7 @@ from tests.bench.scale.stage import (
     valkey,
     writes,
 )
-from tests.bench.ws.__main__ import ViewersProcess, serving
+from tests.bench.ws.__main__ import VIEWERS_MODULE, ViewersProcess, serving
 
 BOARD: Final = "main"
 WIDE: Final = board_of("wide", 8)
@@ -114,7 +114,9 @@ class System:
     def add_viewers(self, count: int) -> None:
         """Connect viewers, the same number to each streamer."""
         for port, _, _ in self._streamers:
-            self._holders.append(ViewersProcess(port, count // len(self._streamers), 0))
+            self._holders.append(
+                ViewersProcess(VIEWERS_MODULE, port, count // len(self._streamers), 0)
+            )
 
     def close(self) -> None:
         """Disconnect the viewers."""

@@ -41,7 +41,7 @@ from tests.bench.scale.stage import (
     servers,
     valkey,
 )
-from tests.bench.ws.__main__ import ViewersProcess, open_main, publish, serving
+from tests.bench.ws.__main__ import VIEWERS_MODULE, ViewersProcess, open_main, publish, serving
 from tests.support.eventually import eventually
 
 COUNTS: Final = (1, 2)
@@ -122,7 +122,7 @@ def _show(url: str, folder: str, count: int, viewers: int, seconds: float) -> di
     asyncio.run(open_main(url))
     with ExitStack() as stack:
         running = [stack.enter_context(serving("ours", url, Path(folder))) for _ in range(count)]
-        holders = [ViewersProcess(port, viewers // count, 0) for port, _ in running]
+        holders = [ViewersProcess(VIEWERS_MODULE, port, viewers // count, 0) for port, _ in running]
         for holder in holders:
             stack.callback(holder.close)
         asyncio.run(publish(url, 1.0))

@@ -48,6 +48,7 @@ PACES = {1: (0.9, 1.1), 100: (0.005, 0.015)}
 PACE_VIEWERS = 2000
 HANDSHAKES_PER_S = 1000
 WARM_UP_S = 2.0
+VIEWERS_MODULE = "tests.bench.ws.viewers"
 OURS = ("ours", "compact")
 SERVERS = (*OURS, "broadcast", "litestar")
 TITLES = {
@@ -135,11 +136,8 @@ def serving(
 class ViewersProcess:
     """The process that holds the viewers."""
 
-    def __init__(
-        self, port: int, viewers: int, stalled: int, subprotocol: str = SUBPROTOCOL
-    ) -> None:
-        numbers = [str(port), str(viewers - stalled), str(stalled)]
-        words = ["-m", "tests.bench.ws.viewers", *numbers, subprotocol]
+    def __init__(self, module: str, *arguments: int | str) -> None:
+        words = ["-m", module, *map(str, arguments)]
         self._process = subprocess.Popen(
             [sys.executable, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -148,7 +146,7 @@ class ViewersProcess:
     def begin(self) -> None:
         self._send("begin")
 
-    def end(self) -> list[tuple[int, float, float]]:
+    def end(self) -> Any:
         self._send("end")
         seen = json.loads(self._line())
         self._process.wait(30)
@@ -217,7 +215,9 @@ def measure(
     ):
         alone_kb = memory_kb(pid)
         subprotocol = COMPACT if name == "compact" else SUBPROTOCOL
-        viewers_process = ViewersProcess(port, viewers, stalled, subprotocol)
+        viewers_process = ViewersProcess(
+            VIEWERS_MODULE, port, viewers - stalled, stalled, subprotocol
+        )
         try:
             asyncio.run(publish(redis_url, WARM_UP_S))
             with_viewers_kb = memory_kb(pid)

@@ -48,7 +48,7 @@ class InvalidError(ProblemError):
 
 
 class UnauthenticatedError(ProblemError):
-    """There is no valid token, also after a renewal (401)."""
+    """There is no valid token, even after a renewal (401)."""
 
 
 class ForbiddenError(ProblemError):
